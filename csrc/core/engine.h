@@ -1,0 +1,35 @@
+// The engine thread: one per process, shared by every JavaScript environment, since one OpenMP team is all the cores
+// there are. Tasks run in the order they were queued. Cancellation is a flag that operations poll.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <memory>
+
+#include "core/error.h"
+
+namespace deem {
+
+struct CancelFlag {
+  std::atomic<bool> raised{false};
+};
+
+// Throws Aborted when the flag of the running task is up. Cheap: called by every operation.
+void poll_cancel();
+
+class Engine {
+ public:
+  static Engine& get();
+
+  // Queues a task. `run` must not throw; it runs with `cancel` as the flag that poll_cancel() reads (may be null).
+  void post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel = nullptr);
+
+  // Runs f on the engine thread and waits for it; rethrows what it throws. On the engine thread it just calls f.
+  void run_sync(const std::function<void()>& f);
+
+ private:
+  Engine();
+  struct Impl;
+  Impl* p_;
+};
+
+}  // namespace deem

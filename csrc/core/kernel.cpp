@@ -1,0 +1,33 @@
+#include "core/kernel.h"
+
+#include <cstdlib>
+#include <string_view>
+
+namespace deem {
+
+static constexpr const char* kIsaNames[kIsaCount] = {"sse4", "avx2", "avx512"};
+
+const char* isa_name(int isa) { return kIsaNames[isa]; }
+
+static int detect() {
+  int best = 0;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) best = 1;
+  if (best && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
+    best = 2;
+  if (const char* asked = std::getenv("DEEM_ISA"))
+    for (int i = 0; i <= best; i++)
+      if (std::string_view(asked) == kIsaNames[i]) return i;
+  return best;
+}
+
+int current_isa() {
+  static const int isa = detect();
+  return isa;
+}
+
+void throw_no_kernel(const char* op, Device d) {
+  throw NotImplemented(str("[", op, "] has no kernel for device ", name_of(d)));
+}
+
+}  // namespace deem

@@ -1,0 +1,38 @@
+// Kernel slots: one constinit table of function pointers per operation, filled by the last line of each kernel's file.
+// No enum, no switch, no stubs: an empty slot is a missing kernel and says so.
+#pragma once
+#include "core/tensor.h"
+
+namespace deem {
+
+constexpr int kIsaCount = 3;  // sse4, avx2, avx512; kernels outside csrc/cpu/kernels register at 0
+
+int current_isa();                        // best one this machine has, or what DEEM_ISA asks for
+const char* isa_name(int isa);
+[[noreturn]] void throw_no_kernel(const char* op, Device d);
+
+template <class Args>
+struct Kernel {
+  const char* op;
+  void (*fn[int(Device::count)][kIsaCount])(const Args&) = {};
+
+  void operator()(Device d, const Args& args) const {
+    for (int isa = d == Device::cpu ? current_isa() : kIsaCount - 1; isa >= 0; isa--)
+      if (auto* f = fn[int(d)][isa]) return f(args);
+    throw_no_kernel(op, d);
+  }
+};
+
+#ifndef DEEM_ISA_INDEX
+#define DEEM_ISA_INDEX 0
+#endif
+
+// static const Register r{layer_norm_kernel, Device::cpu, layer_norm};
+struct Register {
+  template <class Args>
+  DEEM_INLINE Register(Kernel<Args>& slot, Device d, void (*f)(const Args&)) {
+    slot.fn[int(d)][DEEM_ISA_INDEX] = f;
+  }
+};
+
+}  // namespace deem

@@ -1,0 +1,24 @@
+// Caching allocator of the CPU backend: 64-byte aligned blocks in size classes, kept for reuse, counted, and held
+// below an optional limit. Thread-safe.
+#pragma once
+#include <cstddef>
+
+namespace deem {
+
+struct MemoryStats {
+  size_t current;      // bytes in live blocks (size classes, so a little over what was asked)
+  size_t peak;         // highest `current` since the last reset
+  size_t reserved;     // bytes taken from the system: live and cached
+  size_t limit;        // 0: none
+  size_t allocations;  // blocks taken from the system since the start
+};
+
+void* allocate(size_t bytes);  // throws OutOfMemory; never returns null, also for 0 bytes
+void release(void* block, size_t bytes) noexcept;
+
+MemoryStats memory_stats();
+void reset_peak_memory();
+void set_memory_limit(size_t bytes);  // 0 removes the limit; live blocks above a new limit stay
+void empty_cache();                   // gives cached blocks back to the system
+
+}  // namespace deem

@@ -1,0 +1,131 @@
+#include "core/tensor.h"
+
+#include <cstring>
+
+#include "core/memory.h"
+
+namespace deem {
+
+const char* name_of(Device d) { return d == Device::cpu ? "cpu" : "cuda"; }
+
+Device device_from_name(const std::string& name) {
+  if (name == "cpu") return Device::cpu;
+  if (name == "cuda") throw DeviceError("device 'cuda' is not available: this build has no CUDA backend");
+  throw DeviceError("unknown device '" + name + "', known are cpu and cuda");
+}
+
+Storage::Storage(size_t bytes, Device device) : data(nullptr), bytes(bytes), device(device) {
+  check<DeviceError>(device == Device::cpu, "no allocator for device ", name_of(device));
+  data = allocate(bytes);
+}
+
+Storage::~Storage() {
+  if (!owner) release(data, bytes);
+}
+
+Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
+  size_t bytes = size_t(shape.numel()) * size_of(dtype);
+  return from_storage(std::make_shared<Storage>(bytes, device), shape, dtype);
+}
+
+Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
+  Tensor t = empty(shape, dtype, device);
+  std::memset(t.raw(), 0, t.nbytes());
+  return t;
+}
+
+Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device) {
+  Tensor t = empty(shape, dtype, device);
+  int64_t n = t.numel();
+  switch (dtype) {
+    case DType::f32: std::fill_n(t.data<float>(), n, float(value)); break;
+    case DType::bf16: std::fill_n(t.data<bf16>(), n, bf16(float(value))); break;
+    case DType::f16: std::fill_n(t.data<f16>(), n, f16(float(value))); break;
+    case DType::i64: std::fill_n(t.data<int64_t>(), n, int64_t(value)); break;
+    case DType::i32: std::fill_n(t.data<int32_t>(), n, int32_t(value)); break;
+    case DType::u8: std::fill_n(t.data<uint8_t>(), n, uint8_t(value)); break;
+  }
+  return t;
+}
+
+Tensor Tensor::from_storage(std::shared_ptr<Storage> storage, const Shape& shape, DType dtype) {
+  check<ShapeError>(size_t(shape.numel()) * size_of(dtype) <= storage->bytes, "shape ", shape, " of ", dtype,
+                    " does not fit into ", storage->bytes, " bytes");
+  auto impl = std::make_shared<TensorImpl>();
+  impl->storage = std::move(storage);
+  impl->shape = shape;
+  impl->strides = shape.contiguous_strides();
+  impl->dtype = dtype;
+  return Tensor(std::move(impl));
+}
+
+bool Tensor::is_contiguous() const {
+  int64_t step = 1;
+  for (int i = ndim() - 1; i >= 0; i--) {
+    if (p_->shape[i] != 1 && p_->strides[i] != step) return p_->shape.numel() == 0;
+    step *= p_->shape[i];
+  }
+  return true;
+}
+
+double Tensor::item() const {
+  check<ShapeError>(numel() == 1, "item() needs one element but the shape is ", shape());
+  switch (dtype()) {
+    case DType::f32: return *data<float>();
+    case DType::bf16: return float(*data<bf16>());
+    case DType::f16: return float(*data<f16>());
+    case DType::i64: return double(*data<int64_t>());
+    case DType::i32: return *data<int32_t>();
+    case DType::u8: return *data<uint8_t>();
+  }
+  return 0;
+}
+
+Tensor Tensor::view(const Shape& shape, const Shape& strides, int64_t offset) const {
+  auto impl = std::make_shared<TensorImpl>();
+  impl->storage = p_->storage;
+  impl->offset = p_->offset + offset;
+  impl->shape = shape;
+  impl->strides = strides;
+  impl->dtype = p_->dtype;
+  return Tensor(std::move(impl));
+}
+
+Tensor Tensor::detach() const { return view(shape(), strides(), 0); }
+
+Tensor Tensor::clone() const {
+  Tensor out = empty(shape(), dtype(), device());
+  size_t width = size_of(dtype());
+  if (is_contiguous()) {
+    std::memcpy(out.raw(), raw(), nbytes());
+    return out;
+  }
+  // Odometer over all axes but the last.
+  const Shape &s = shape(), &st = strides();
+  int64_t inner = s.back(), rows = numel() / std::max<int64_t>(inner, 1), step = st.back() * int64_t(width);
+  char* to = static_cast<char*>(out.raw());
+  Shape at = s;
+  std::fill(at.begin(), at.end(), 0);
+  for (int64_t r = 0; r < rows; r++) {
+    int64_t from = 0;
+    for (int i = 0; i + 1 < s.size(); i++) from += at[i] * st[i];
+    const char* src = static_cast<const char*>(raw()) + from * int64_t(width);
+    if (step == int64_t(width)) {
+      std::memcpy(to, src, size_t(inner) * width);
+      to += inner * int64_t(width);
+    } else {
+      for (int64_t c = 0; c < inner; c++, src += step, to += width) std::memcpy(to, src, width);
+    }
+    for (int i = s.size() - 2; i >= 0 && ++at[i] == s[i]; i--) at[i] = 0;
+  }
+  return out;
+}
+
+void Tensor::set_requires_grad(bool on) const {
+  check<DTypeError>(!on || is_float(dtype()), "only floating tensors can require a gradient but this one is ", dtype());
+  check<ValueError>(!on || !p_->node, "requires_grad can be set on leaves only, not on the result of an operation");
+  p_->requires_grad = on;
+  if (!on) p_->grad.reset();
+}
+
+}  // namespace deem
