@@ -1,0 +1,216 @@
+#include "models/module.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace deem {
+
+// ---- parameters --------------------------------------------------------------------------------------------------------
+
+Tensor ParameterStore::add(const std::string& name, const Shape& shape, const Init& init, bool conv, bool norm, bool buffer) {
+  check<ConfigError>(!index_.contains(name), "parameter '", name, "' is registered twice");
+  uint64_t stream = list_.size();
+  Tensor t;
+  switch (init.kind) {
+    case Init::Kind::constant: t = Tensor::full(shape, init.a); break;
+    case Init::Kind::normal: t = mul_scalar(randn(shape, int64_t(seed_), int64_t(stream)), init.a); break;
+    case Init::Kind::uniform:
+      t = mul_scalar(add_scalar(rand(shape, int64_t(seed_), int64_t(stream)), -0.5), 2 * init.a);
+      break;
+    case Init::Kind::table: t = init.table(); break;
+  }
+  check<ShapeError>(t.shape() == shape, "parameter '", name, "' starts with shape ", t.shape(), " instead of ", shape);
+  t = cast(t, dtype_);
+  if (!buffer) t.set_requires_grad(true);
+  index_[name] = list_.size();
+  list_.push_back({name, t, conv, norm, buffer});
+  return t;
+}
+
+void ParameterStore::alias(const std::string& name, const std::string& target) {
+  check<ConfigError>(index_.contains(target) && !index_.contains(name), "alias '", name, "' of '", target, "' is not possible");
+  index_[name] = index_[target];
+  aliases_.push_back({name, target});
+}
+
+Parameter* ParameterStore::find(const std::string& name) {
+  auto it = index_.find(name);
+  return it == index_.end() ? nullptr : &list_[it->second];
+}
+
+Parameter& ParameterStore::at(const std::string& name) {
+  if (Parameter* p = find(name)) return *p;
+  std::vector<std::string> known;
+  for (auto& [key, unused] : index_) known.push_back(key);
+  throw WeightsError("there is no parameter '" + name + "'; the nearest name is '" + nearest_name(name, known) + "'");
+}
+
+Tensor ParameterStore::published(const Parameter& p, const Tensor& t) {
+  return p.conv ? permute(t.detach(), {0, 3, 1, 2}).clone() : t.detach();
+}
+
+void ParameterStore::assign(Parameter& p, const Tensor& published_value) {
+  Tensor v = published_value.detach();
+  Shape want = p.conv ? permute(p.value.detach(), {0, 3, 1, 2}).shape() : p.value.shape();
+  check<WeightsError>(v.shape() == want, "parameter '", p.name, "' has shape ", want, " but the weight given has ", v.shape());
+  check<WeightsError>(is_float(v.dtype()), "parameter '", p.name, "' is floating but the weight given is ", v.dtype());
+  if (p.conv) v = permute(v, {0, 2, 3, 1});
+  v = contiguous(cast(v, p.value.dtype()));
+  std::copy_n(static_cast<const char*>(v.raw()), v.nbytes(), static_cast<char*>(p.value.raw()));
+}
+
+// ---- layers ------------------------------------------------------------------------------------------------------------
+
+Linear::Linear(const Scope& s, int64_t in, int64_t out, bool with_bias)
+    : Linear(s, in, out, with_bias, Init::uniform(1 / std::sqrt(double(in))), Init::uniform(1 / std::sqrt(double(in)))) {}
+
+Linear::Linear(const Scope& s, int64_t in, int64_t out, bool with_bias, const Init& weight_init, const Init& bias_init)
+    : weight(s.param("weight", {out, in}, weight_init)) {
+  if (with_bias) bias = s.param("bias", {out}, bias_init);
+}
+
+static double conv_bound(int64_t in, int64_t kernel, int64_t groups) {
+  return 1 / std::sqrt(double(in / groups * kernel * kernel));
+}
+
+Conv2d::Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t padding, int64_t groups)
+    : Conv2d(s, in, out, kernel, Conv2dOptions{stride, padding, padding, padding, padding, groups},
+             Init::uniform(conv_bound(in, kernel, groups))) {}
+
+Conv2d::Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, const Conv2dOptions& options, const Init& weight_init)
+    : weight(s.conv_weight("weight", {out, kernel, kernel, in / options.groups}, weight_init)),
+      bias(s.param("bias", {out},
+                   weight_init.kind == Init::Kind::uniform ? Init::uniform(conv_bound(in, kernel, options.groups)) : Init::zeros())),
+      options(options) {}
+
+LayerNorm::LayerNorm(const Scope& s, int64_t width, double eps)
+    : weight(s.norm_param("weight", {width}, Init::ones())), bias(s.norm_param("bias", {width}, Init::zeros())), eps(eps) {}
+
+RmsNorm::RmsNorm(const Scope& s, int64_t width, double eps) : weight(s.param("weight", {width}, Init::ones())), eps(eps) {}
+
+GroupNorm::GroupNorm(const Scope& s, int64_t channels, int64_t groups, double eps)
+    : weight(s.param("weight", {channels}, Init::ones())), bias(s.param("bias", {channels}, Init::zeros())), groups(groups), eps(eps) {
+  check<ConfigError>(groups > 0 && channels % groups == 0, "group norm: ", channels, " channels cannot be split into ", groups, " groups");
+}
+
+// ---- configuration -----------------------------------------------------------------------------------------------------
+
+Config::Config(const Json& json, std::string path)
+    : json_(&json), path_(std::move(path)), asked_(std::make_shared<std::vector<std::string>>()) {
+  check<ConfigError>(json.is_object(), "config '", path_, "' must be an object");
+}
+
+const Json* Config::find(const std::string& key, bool required) const {
+  asked_->push_back(key);
+  auto it = json_->find(key);
+  if (it != json_->end() && !it->is_null()) return &*it;
+  check<ConfigError>(!required, "config '", path_, "' lacks the key '", key, "'");
+  return nullptr;
+}
+
+template <class T>
+static T typed(const Json& v, bool ok, const std::string& path, const std::string& key, const char* type) {
+  check<ConfigError>(ok, "config key '", path, ".", key, "' must be ", type, " but is ", v.dump());
+  return v.get<T>();
+}
+
+int64_t Config::integer(const std::string& key, std::optional<int64_t> fallback) const {
+  const Json* v = find(key, !fallback);
+  return v ? typed<int64_t>(*v, v->is_number_integer(), path_, key, "an integer") : *fallback;
+}
+
+double Config::number(const std::string& key, std::optional<double> fallback) const {
+  const Json* v = find(key, !fallback);
+  return v ? typed<double>(*v, v->is_number(), path_, key, "a number") : *fallback;
+}
+
+bool Config::boolean(const std::string& key, std::optional<bool> fallback) const {
+  const Json* v = find(key, !fallback);
+  return v ? typed<bool>(*v, v->is_boolean(), path_, key, "true or false") : *fallback;
+}
+
+std::string Config::string(const std::string& key, std::optional<std::string> fallback) const {
+  const Json* v = find(key, !fallback);
+  return v ? typed<std::string>(*v, v->is_string(), path_, key, "a string") : *fallback;
+}
+
+std::vector<int64_t> Config::integers(const std::string& key, std::optional<std::vector<int64_t>> fallback) const {
+  const Json* v = find(key, !fallback);
+  if (!v) return *fallback;
+  bool ok = v->is_array() && std::all_of(v->begin(), v->end(), [](const Json& e) { return e.is_number_integer(); });
+  return typed<std::vector<int64_t>>(*v, ok, path_, key, "an array of integers");
+}
+
+std::vector<std::string> Config::strings(const std::string& key, std::optional<std::vector<std::string>> fallback) const {
+  const Json* v = find(key, !fallback);
+  if (!v) return *fallback;
+  bool ok = v->is_array() && std::all_of(v->begin(), v->end(), [](const Json& e) { return e.is_string(); });
+  return typed<std::vector<std::string>>(*v, ok, path_, key, "an array of strings");
+}
+
+Config Config::child(const std::string& key) const { return Config(*find(key, true), path_ + "." + key); }
+bool Config::has(const std::string& key) const { return find(key, false) != nullptr; }
+void Config::ignore(const std::string& key) const { asked_->push_back(key); }
+
+void Config::finish() const {
+  for (auto& [key, unused] : json_->items())
+    check<ConfigError>(std::find(asked_->begin(), asked_->end(), key) != asked_->end(), "unknown config key '", path_, ".", key,
+                       "'; the nearest known key is '", nearest_name(key, *asked_), "'");
+}
+
+std::string nearest_name(const std::string& name, const std::vector<std::string>& known) {
+  std::string best;
+  size_t best_distance = SIZE_MAX;
+  for (const std::string& k : known) {
+    std::vector<size_t> row(k.size() + 1);
+    for (size_t j = 0; j <= k.size(); j++) row[j] = j;
+    for (size_t i = 1; i <= name.size(); i++) {
+      size_t diagonal = row[0];
+      row[0] = i;
+      for (size_t j = 1; j <= k.size(); j++) {
+        size_t next = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (name[i - 1] != k[j - 1])});
+        diagonal = row[j];
+        row[j] = next;
+      }
+    }
+    if (row.back() < best_distance) best_distance = row.back(), best = k;
+  }
+  return best;
+}
+
+// ---- models ------------------------------------------------------------------------------------------------------------
+
+const Tensor& input(const TensorMap& inputs, const std::string& name) {
+  auto it = inputs.find(name);
+  if (it != inputs.end()) return it->second;
+  std::vector<std::string> given;
+  for (auto& [key, unused] : inputs) given.push_back(key);
+  throw ValueError("the input tensor '" + name + "' is missing" + (given.empty() ? "" : "; the nearest name given is '" + nearest_name(name, given) + "'"));
+}
+
+MaybeTensor optional_input(const TensorMap& inputs, const std::string& name) {
+  auto it = inputs.find(name);
+  return it == inputs.end() ? MaybeTensor() : MaybeTensor(it->second);
+}
+
+void unknown_method(const std::string& model, const std::string& method) {
+  throw ValueError("model '" + model + "' has no method '" + method + "'");
+}
+
+std::map<std::string, ModelFactory>& model_registry() {
+  static auto* registry = new std::map<std::string, ModelFactory>;
+  return *registry;
+}
+
+std::unique_ptr<Model> create_model(const std::string& kind, const Json& config, uint64_t seed, DType dtype) {
+  auto it = model_registry().find(kind);
+  if (it == model_registry().end()) {
+    std::vector<std::string> known;
+    for (auto& [key, unused] : model_registry()) known.push_back(key);
+    throw ConfigError("unknown model '" + kind + "'; the nearest known one is '" + nearest_name(kind, known) + "'");
+  }
+  check<DTypeError>(is_float(dtype), "a model's dtype must be floating but is ", dtype);
+  return it->second(config, seed, dtype);
+}
+
+}  // namespace deem

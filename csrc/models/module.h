@@ -1,0 +1,195 @@
+// What models are made of: named parameters, a scope that registers them, the few layers every model uses, and the
+// registrar through which JavaScript creates models by name.
+#pragma once
+#include <functional>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "ops.h"
+
+namespace deem {
+
+using Json = nlohmann::json;
+using TensorMap = std::map<std::string, Tensor>;
+
+// How a fresh parameter is filled. normal: N(0, a^2); uniform: U(-a, a).
+struct Init {
+  enum class Kind { constant, normal, uniform, table } kind = Kind::constant;
+  double a = 0;
+  std::function<Tensor()> table = nullptr;
+
+  static Init zeros() { return {}; }
+  static Init ones() { return constant(1); }
+  static Init constant(double v) { return {Kind::constant, v}; }
+  static Init normal(double std) { return {Kind::normal, std}; }
+  static Init uniform(double bound) { return {Kind::uniform, bound}; }
+  static Init from(std::function<Tensor()> f) { return {Kind::table, 0, std::move(f)}; }
+};
+
+struct Parameter {
+  std::string name;        // as in published checkpoints
+  Tensor value;            // convolution weights are [O, KH, KW, I] here and OIHW in files
+  bool conv = false;
+  bool norm = false;       // sits directly in a LayerNorm: never decayed
+  bool buffer = false;     // saved, never trained
+};
+
+// All parameters of one model, in the order of their creation. Owned by the model and its root scope.
+class ParameterStore {
+ public:
+  ParameterStore(uint64_t seed, DType dtype) : seed_(seed), dtype_(dtype) {}
+
+  Tensor add(const std::string& name, const Shape& shape, const Init& init, bool conv, bool norm, bool buffer);
+  void alias(const std::string& name, const std::string& target);  // a second published name of one tensor
+
+  std::vector<Parameter>& list() { return list_; }
+  const std::vector<std::pair<std::string, std::string>>& aliases() const { return aliases_; }
+  Parameter* find(const std::string& name);  // aliases too; null if absent
+  Parameter& at(const std::string& name);    // throws WeightsError naming the nearest known name
+
+  // Value or gradient in the published layout (OIHW), a copy for convolution weights.
+  static Tensor published(const Parameter& p, const Tensor& t);
+  void assign(Parameter& p, const Tensor& published_value);  // any floating dtype; throws WeightsError on a wrong shape
+
+  DType dtype() const { return dtype_; }
+
+ private:
+  uint64_t seed_;
+  DType dtype_;
+  std::vector<Parameter> list_;
+  std::unordered_map<std::string, size_t> index_;
+  std::vector<std::pair<std::string, std::string>> aliases_;
+};
+
+// Where in the tree of names a module registers its parameters: Linear(scope / "proj", 64, 32).
+class Scope {
+ public:
+  explicit Scope(ParameterStore& store, std::string prefix = "") : store_(&store), prefix_(std::move(prefix)) {}
+  Scope operator/(const std::string& name) const { return Scope(*store_, path(name)); }
+  Scope operator/(int64_t index) const { return *this / std::to_string(index); }
+
+  Tensor param(const std::string& name, const Shape& shape, const Init& init) const {
+    return store_->add(path(name), shape, init, false, false, false);
+  }
+  Tensor conv_weight(const std::string& name, const Shape& ohwi, const Init& init) const {
+    return store_->add(path(name), ohwi, init, true, false, false);
+  }
+  Tensor norm_param(const std::string& name, const Shape& shape, const Init& init) const {
+    return store_->add(path(name), shape, init, false, true, false);
+  }
+  Tensor buffer(const std::string& name, const Shape& shape, const Init& init) const {
+    return store_->add(path(name), shape, init, false, false, true);
+  }
+  std::string path(const std::string& name) const { return prefix_.empty() ? name : prefix_ + "." + name; }
+  ParameterStore& store() const { return *store_; }
+
+ private:
+  ParameterStore* store_;
+  std::string prefix_;
+};
+
+// ---- layers ------------------------------------------------------------------------------------------------------------
+
+struct Linear {
+  Tensor weight;      // [O, I]
+  MaybeTensor bias;   // [O]
+  Linear() = default;
+  Linear(const Scope& s, int64_t in, int64_t out, bool with_bias = true);  // U(-1/sqrt(in), 1/sqrt(in))
+  Linear(const Scope& s, int64_t in, int64_t out, bool with_bias, const Init& weight_init, const Init& bias_init);
+  Tensor operator()(const Tensor& x, Activation act = Activation::none) const { return linear(x, weight, bias, act); }
+};
+
+struct Conv2d {
+  Tensor weight, bias;  // [O, KH, KW, I / groups], [O]
+  Conv2dOptions options;
+  Conv2d() = default;
+  // padding on all four sides
+  Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, int64_t stride = 1, int64_t padding = 0, int64_t groups = 1);
+  Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, const Conv2dOptions& options, const Init& weight_init);
+  Tensor operator()(const Tensor& x) const { return conv2d(x, weight, bias, options); }
+};
+
+struct LayerNorm {
+  Tensor weight, bias;
+  double eps = 1e-5;
+  LayerNorm() = default;
+  LayerNorm(const Scope& s, int64_t width, double eps);
+  Tensor operator()(const Tensor& x) const { return layer_norm(x, weight, bias, eps); }
+};
+
+struct RmsNorm {
+  Tensor weight;
+  double eps = 1e-5;
+  RmsNorm() = default;
+  RmsNorm(const Scope& s, int64_t width, double eps);
+  Tensor operator()(const Tensor& x) const { return rms_norm(x, weight, eps); }
+};
+
+struct GroupNorm {
+  Tensor weight, bias;
+  int64_t groups = 32;
+  double eps = 1e-5;
+  GroupNorm() = default;
+  GroupNorm(const Scope& s, int64_t channels, int64_t groups, double eps);
+  Tensor operator()(const Tensor& x, bool silu = false) const { return group_norm(x, weight, bias, groups, eps, silu); }
+};
+
+// ---- configuration -----------------------------------------------------------------------------------------------------
+
+// Reads keys of a JSON object by type; throws ConfigError naming the path of what is missing or of another type.
+// finish() throws on keys nobody asked for, naming the nearest known one.
+class Config {
+ public:
+  Config(const Json& json, std::string path);
+  int64_t integer(const std::string& key, std::optional<int64_t> fallback = {}) const;
+  double number(const std::string& key, std::optional<double> fallback = {}) const;
+  bool boolean(const std::string& key, std::optional<bool> fallback = {}) const;
+  std::string string(const std::string& key, std::optional<std::string> fallback = {}) const;
+  std::vector<int64_t> integers(const std::string& key, std::optional<std::vector<int64_t>> fallback = {}) const;
+  std::vector<std::string> strings(const std::string& key, std::optional<std::vector<std::string>> fallback = {}) const;
+  Config child(const std::string& key) const;
+  bool has(const std::string& key) const;
+  void ignore(const std::string& key) const;  // known, and of no effect here
+  void finish() const;
+  const std::string& path() const { return path_; }
+
+ private:
+  const Json* find(const std::string& key, bool required) const;
+  const Json* json_;
+  std::string path_;
+  std::shared_ptr<std::vector<std::string>> asked_;
+};
+
+// Nearest of `known` by edit distance, for error messages.
+std::string nearest_name(const std::string& name, const std::vector<std::string>& known);
+
+// ---- models ------------------------------------------------------------------------------------------------------------
+
+// A model as JavaScript sees it: named tensors in, named tensors out.
+struct Model {
+  ParameterStore params;
+  Model(uint64_t seed, DType dtype) : params(seed, dtype) {}
+  virtual ~Model() = default;
+  // Throws ValueError for unknown methods and missing tensors. Runs with gradients on or off as the caller set them.
+  virtual TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) = 0;
+};
+
+// Inputs by name with a typed error when absent.
+const Tensor& input(const TensorMap& inputs, const std::string& name);
+MaybeTensor optional_input(const TensorMap& inputs, const std::string& name);
+[[noreturn]] void unknown_method(const std::string& model, const std::string& method);
+
+using ModelFactory = std::unique_ptr<Model> (*)(const Json& config, uint64_t seed, DType dtype);
+std::map<std::string, ModelFactory>& model_registry();
+
+// static const RegisterModel r{"vae", make_vae};  last line of the model's file
+struct RegisterModel {
+  RegisterModel(const char* name, ModelFactory make) { model_registry()[name] = make; }
+};
+// Throws ConfigError for an unknown kind. `trainable` starts true for every floating parameter that is no buffer.
+std::unique_ptr<Model> create_model(const std::string& kind, const Json& config, uint64_t seed, DType dtype);
+
+}  // namespace deem
