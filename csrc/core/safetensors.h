@@ -1,0 +1,38 @@
+// safetensors files: reading maps the file, writing is atomic. The format is 8 bytes of header length (little endian), a
+// JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes.
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace deem {
+
+struct NamedTensor {
+  std::string name;
+  Tensor tensor;
+};
+
+// A mapped file. Everything is checked on open: IoError for what the system refuses, FormatError for what is wrong inside.
+class SafetensorsFile {
+ public:
+  static SafetensorsFile open(const std::string& path);
+
+  const std::vector<std::string>& names() const;  // in the order of the file's data
+  bool contains(const std::string& name) const;
+  // Shares the mapped pages (copied on write, the file never changes); copies only misaligned data.
+  Tensor tensor(const std::string& name) const;   // throws WeightsError for an unknown name
+  const std::map<std::string, std::string>& metadata() const;
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> p_;
+};
+
+// Writes to a temporary file in the same folder, syncs it, renames it over `path`. Tensors may be strided.
+void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace deem

@@ -1,0 +1,54 @@
+#include "models/weights.h"
+
+#include "core/engine.h"
+#include "core/safetensors.h"
+
+namespace deem {
+
+static std::string listing(const char* title, const std::vector<std::string>& names) {
+  std::string out;
+  if (names.empty()) return out;
+  out += str("; ", names.size(), " ", title, ": ");
+  for (size_t i = 0; i < names.size() && i < 20; i++) out += (i ? ", " : "") + names[i];
+  if (names.size() > 20) out += ", ...";
+  return out;
+}
+
+LoadReport load_weights(ParameterStore& params, const std::string& path, const std::string& prefix, bool strict) {
+  SafetensorsFile file = SafetensorsFile::open(path);
+  LoadReport report;
+  std::vector<std::pair<Parameter*, Tensor>> pairs;
+  std::map<Parameter*, std::string> seen;
+  for (const std::string& name : file.names()) {
+    if (!name.starts_with(prefix)) continue;
+    Parameter* p = params.find(name.substr(prefix.size()));
+    if (!p) {
+      report.unexpected.push_back(name);
+      continue;
+    }
+    if (!seen.emplace(p, name).second) continue;  // the second name of a shared tensor
+    Tensor t = file.tensor(name);
+    Shape want = p->value.shape();
+    if (p->conv) want = {want[0], want[3], want[1], want[2]};
+    check<WeightsError>(t.shape() == want, "'", path, "': '", name, "' has shape ", t.shape(), " but the model needs ", want);
+    check<WeightsError>(is_float(t.dtype()), "'", path, "': '", name, "' is ", t.dtype(), " but weights are floating");
+    pairs.push_back({p, t});
+  }
+  for (Parameter& p : params.list())
+    if (!seen.contains(&p)) report.missing.push_back(p.name);
+  check<WeightsError>(!strict || (report.missing.empty() && report.unexpected.empty()), "'", path, "' does not fit the model",
+                      listing("missing", report.missing), listing("unexpected", report.unexpected));
+  for (auto& [p, t] : pairs) {
+    params.assign(*p, t);
+    poll_cancel();
+  }
+  return report;
+}
+
+void save_weights(ParameterStore& params, const std::string& path, DType dtype) {
+  std::vector<NamedTensor> tensors;
+  for (Parameter& p : params.list()) tensors.push_back({p.name, cast(ParameterStore::published(p, p.value), dtype)});
+  write_safetensors(path, tensors);
+}
+
+}  // namespace deem

@@ -1,0 +1,25 @@
+// Per-environment state of the addon. Every JavaScript environment (main thread, each worker) has its own.
+#pragma once
+#include <napi.h>
+
+#include <memory>
+
+namespace deem::node {
+
+struct AddonData {
+  Napi::FunctionReference tensor, model, optimizer;  // constructors
+  Napi::FunctionReference make_error;                // (code, message) => Error, given by lib/native.ts
+  Napi::ThreadSafeFunction settle;                   // carries finished tasks to this environment
+  int pending = 0;                                   // tasks under way: they keep the process alive
+  bool grad = true;                                  // whether operations called from here record
+};
+
+inline AddonData& data_of(Napi::Env env) { return *env.GetInstanceData<AddonData>(); }
+
+void init_tensor(Napi::Env env, Napi::Object exports);
+void init_ops(Napi::Env env, Napi::Object exports);
+void init_models(Napi::Env env, Napi::Object exports);
+void init_train(Napi::Env env, Napi::Object exports);
+void init_system(Napi::Env env, Napi::Object exports);
+
+}  // namespace deem::node

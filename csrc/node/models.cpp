@@ -1,0 +1,243 @@
+// Models as JavaScript sees them: created by registered name, called with named tensors, parameters by published name.
+#include "core/rng.h"
+#include "models/weights.h"
+#include "node/model.h"
+#include "node/task.h"
+
+namespace deem::node {
+
+static constexpr napi_type_tag kTag = {0x6465656d6d6f6465, 0x6c206f66206a7321};
+
+std::shared_ptr<Model> JsModel::get(Napi::Value v, const char* what) {
+  bool ok = false;
+  if (v.IsObject()) napi_check_object_type_tag(v.Env(), v, &kTag, &ok);
+  check<ValueError>(ok, "[", what, "] needs a model");
+  return Unwrap(v.As<Napi::Object>())->model(what);
+}
+
+JsModel::JsModel(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  if (info.Length() != 1 || !info[0].IsExternal()) throw Napi::TypeError::New(info.Env(), "models are made by createModel(), not by new");
+  model_ = *info[0].As<Napi::External<std::shared_ptr<Model>>>().Data();
+  napi_type_tag_object(info.Env(), info.This(), &kTag);
+}
+
+const std::shared_ptr<Model>& JsModel::model(const char* what) const {
+  check<Disposed>(model_ != nullptr, "[", what, "] the model was disposed");
+  return model_;
+}
+
+TensorMap tensors_from_js(Napi::Value v, const char* what) {
+  check<ValueError>(v.IsObject(), "[", what, "] needs an object of tensors");
+  TensorMap out;
+  auto object = v.As<Napi::Object>();
+  auto names = object.GetPropertyNames();
+  for (uint32_t i = 0; i < names.Length(); i++) {
+    std::string name = names.Get(i).ToString();
+    Napi::Value t = object.Get(name);
+    if (!t.IsUndefined() && !t.IsNull()) out.emplace(name, JsTensor::get(t, what));
+  }
+  return out;
+}
+
+Json json_from_js(Napi::Value v, const char* what) {
+  std::string text = From<std::string>::js(v, what);
+  Json json = Json::parse(text, nullptr, false);
+  check<ConfigError>(!json.is_discarded(), "[", what, "] the options are not valid JSON");
+  return json;
+}
+
+static Napi::Value create(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    auto kind = From<std::string>::js(info[0], "createModel");
+    Json config = json_from_js(info[1], "createModel");
+    auto seed = uint64_t(From<int64_t>::js(info[2], "createModel"));
+    auto dtype = From<DType>::js(info[3], "createModel");
+    auto made = std::make_shared<std::shared_ptr<Model>>();
+    return start_task(
+        info.Env(), [=] { *made = create_model(kind, config, seed, dtype); },
+        [made](Napi::Env env) -> Napi::Value {
+          return data_of(env).model.New({Napi::External<std::shared_ptr<Model>>::New(env, made.get())});
+        });
+  });
+}
+
+Napi::Value JsModel::dispose(const Napi::CallbackInfo& info) {
+  model_.reset();
+  return info.Env().Undefined();
+}
+
+Napi::Value JsModel::parameters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto m = model("parameters");
+    auto out = Napi::Array::New(info.Env());
+    Engine::get().run_sync([] {});  // setTrainable may be queued
+    uint32_t i = 0;
+    for (const Parameter& p : m->params.list()) {
+      auto o = Napi::Object::New(info.Env());
+      Shape s = p.value.shape();
+      if (p.conv) s = {s[0], s[3], s[1], s[2]};
+      auto shape = Napi::Array::New(info.Env());
+      for (int k = 0; k < s.size(); k++) shape.Set(uint32_t(k), double(s[k]));
+      o.Set("name", p.name);
+      o.Set("shape", shape);
+      o.Set("dtype", name_of(p.value.dtype()));
+      o.Set("trainable", p.value.requires_grad());
+      o.Set("norm", p.norm);
+      o.Set("buffer", p.buffer);
+      out.Set(i++, o);
+    }
+    return out;
+  });
+}
+
+Napi::Value JsModel::aliases(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto out = Napi::Object::New(info.Env());
+    for (auto& [name, target] : model("aliases")->params.aliases()) out.Set(name, target);
+    return out;
+  });
+}
+
+Napi::Value JsModel::set_trainable(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto m = model("setTrainable");
+    auto names = From<std::vector<std::string>>::js(info[0], "setTrainable");
+    bool on = From<bool>::js(info[1], "setTrainable");
+    Engine::get().run_sync([&] {
+      for (auto& name : names) {
+        Parameter& p = m->params.at(name);
+        check<ValueError>(!(on && p.buffer), "'", name, "' is a buffer and cannot be trained");
+        p.value.set_requires_grad(on);
+      }
+    });
+    return info.Env().Undefined();
+  });
+}
+
+// parameter(name): the live tensor, convolution weights as [O, KH, KW, I].
+Napi::Value JsModel::parameter(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return JsTensor::wrap(info.Env(), model("parameter")->params.at(From<std::string>::js(info[0], "parameter")).value);
+  });
+}
+
+// gradient(name): in the published layout, or null.
+Napi::Value JsModel::gradient(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    Parameter& p = model("gradient")->params.at(From<std::string>::js(info[0], "gradient"));
+    Tensor g;
+    Engine::get().run_sync([&] {
+      if (p.value.grad()) g = ParameterStore::published(p, p.value.grad());
+    });
+    return g ? JsTensor::wrap(info.Env(), g) : info.Env().Null();
+  });
+}
+
+Napi::Value JsModel::read(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    Parameter& p = model("read")->params.at(From<std::string>::js(info[0], "read"));
+    Tensor v;
+    Engine::get().run_sync([&] { v = ParameterStore::published(p, p.value).clone(); });
+    return JsTensor::wrap(info.Env(), v);
+  });
+}
+
+Napi::Value JsModel::assign(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto m = model("assign");
+    Parameter& p = m->params.at(From<std::string>::js(info[0], "assign"));
+    Tensor v = JsTensor::get(info[1], "assign");
+    Engine::get().run_sync([&] { m->params.assign(p, v); });
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value JsModel::zero_grad(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto m = model("zeroGrad");
+    Engine::get().run_sync([&] {
+      for (Parameter& p : m->params.list()) p.value.clear_grad();
+    });
+    return info.Env().Undefined();
+  });
+}
+
+Napi::Value JsModel::load(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    auto m = model("load");
+    auto path = From<std::string>::js(info[0], "load");
+    auto prefix = From<std::string>::js(info[1], "load");
+    bool strict = From<bool>::js(info[2], "load");
+    auto report = std::make_shared<LoadReport>();
+    return start_task(
+        info.Env(), [=] { *report = load_weights(m->params, path, prefix, strict); },
+        [report](Napi::Env env) -> Napi::Value {
+          auto list = [&](const std::vector<std::string>& names) {
+            auto a = Napi::Array::New(env);
+            for (uint32_t i = 0; i < names.size(); i++) a.Set(i, names[i]);
+            return a;
+          };
+          auto o = Napi::Object::New(env);
+          o.Set("missing", list(report->missing));
+          o.Set("unexpected", list(report->unexpected));
+          return o;
+        });
+  });
+}
+
+Napi::Value JsModel::save(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    auto m = model("save");
+    auto path = From<std::string>::js(info[0], "save");
+    auto dtype = From<std::string>::js(info[1], "save");
+    return start_task(
+        info.Env(), [=] { save_weights(m->params, path, dtype.empty() ? m->params.dtype() : dtype_from_name(dtype)); },
+        [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+  });
+}
+
+// call(method, inputs, optionsJson, {grad, seed, step}) -> task of named tensors
+Napi::Value JsModel::call(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    auto m = model("call");
+    auto method = From<std::string>::js(info[0], "call");
+    TensorMap inputs = tensors_from_js(info[1], "call");
+    Json options = json_from_js(info[2], "call");
+    bool grad = From<bool>::js(info[3], "call");
+    auto seed = uint64_t(From<int64_t>::js(info[4], "call")), step = uint64_t(From<int64_t>::js(info[5], "call"));
+    auto outputs = std::make_shared<TensorMap>();
+    return start_task(
+        info.Env(),
+        [=] {
+          GradMode mode(grad);
+          RngScope draws(seed, step);
+          *outputs = m->call(method, inputs, options);
+        },
+        [outputs](Napi::Env env) -> Napi::Value {
+          auto o = Napi::Object::New(env);
+          for (auto& [name, t] : *outputs) o.Set(name, JsTensor::wrap(env, t));
+          return o;
+        });
+  });
+}
+
+void init_models(Napi::Env env, Napi::Object exports) {
+  Napi::Function ctor = JsModel::DefineClass(
+      env, "NativeModel",
+      {JsModel::InstanceMethod<&JsModel::dispose>("dispose"), JsModel::InstanceMethod<&JsModel::parameters>("parameters"),
+       JsModel::InstanceMethod<&JsModel::aliases>("aliases"), JsModel::InstanceMethod<&JsModel::set_trainable>("setTrainable"),
+       JsModel::InstanceMethod<&JsModel::parameter>("parameter"), JsModel::InstanceMethod<&JsModel::gradient>("gradient"),
+       JsModel::InstanceMethod<&JsModel::read>("read"), JsModel::InstanceMethod<&JsModel::assign>("assign"),
+       JsModel::InstanceMethod<&JsModel::zero_grad>("zeroGrad"), JsModel::InstanceMethod<&JsModel::load>("load"),
+       JsModel::InstanceMethod<&JsModel::save>("save"), JsModel::InstanceMethod<&JsModel::call>("call")});
+  data_of(env).model = Napi::Persistent(ctor);
+  exports.Set("createModel", Napi::Function::New(env, create, "createModel"));
+  exports.Set("modelKinds", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
+                auto out = Napi::Array::New(info.Env());
+                uint32_t i = 0;
+                for (auto& [kind, make] : model_registry()) out.Set(i++, kind);
+                return out;
+              }));
+}
+
+}  // namespace deem::node

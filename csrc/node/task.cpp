@@ -1,0 +1,52 @@
+#include "node/task.h"
+
+namespace deem::node {
+
+static void settle(Napi::Env env, AddonData& data, Task& task) {
+  Napi::HandleScope scope(env);
+  if (!task.error) {
+    try {
+      task.deferred.Resolve(task.finish(env));
+    } catch (const Napi::Error& e) {
+      task.deferred.Reject(e.Value());
+    } catch (...) {
+      task.error = std::current_exception();
+    }
+  }
+  if (task.error) task.deferred.Reject(to_js_error(env, task.error).Value());
+  if (--data.pending == 0) data.settle.Unref(env);
+}
+
+Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function<Napi::Value(Napi::Env)> finish) {
+  AddonData& data = data_of(env);
+  auto* task = new Task{Napi::Promise::Deferred::New(env), std::move(work), std::move(finish), nullptr};
+  std::shared_ptr<CancelFlag> cancel = task->cancel;
+
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("promise", task->deferred.Promise());
+  out.Set("abort", Napi::Function::New(env, [cancel](const Napi::CallbackInfo&) { cancel->raised = true; }));
+
+  if (data.pending++ == 0) data.settle.Ref(env);
+  data.settle.Acquire();
+  Engine::get().post(
+      [task, carrier = data.settle, state = &data]() mutable {
+        try {
+          poll_cancel();  // aborted while it waited
+          task->work();
+        } catch (...) {
+          task->error = std::current_exception();
+        }
+        task->work = nullptr;  // inputs are freed here, not on the JavaScript thread
+        napi_status status = carrier.BlockingCall(task, [state](Napi::Env env, Napi::Function, Task* done) {
+          if (env != nullptr) settle(env, *state, *done);  // null: the environment is going away
+          delete done;
+        });
+        if (status != napi_ok) delete task;  // the environment is gone
+        // A closing function has given up this thread's share already and must not be touched again.
+        if (status != napi_closing) carrier.Release();
+      },
+      cancel);
+  return out;
+}
+
+}  // namespace deem::node

@@ -1,0 +1,62 @@
+#include "train/step.h"
+
+#include <cmath>
+
+#include "core/rng.h"
+#include "core/safetensors.h"
+
+namespace deem {
+
+std::map<std::string, double> train_step(Model& model, const std::string& method, const TensorMap& inputs, const Json& options,
+                                         AdamW* optimizer, const StepOptions& step) {
+  std::map<std::string, double> scalars;
+  try {
+    GradMode on(true);
+    RngScope draws(step.seed, step.step);
+    TensorMap outputs = model.call(method, inputs, options);
+    auto loss = outputs.find("loss");
+    check<ValueError>(loss != outputs.end(), "[train_step] method '", method, "' returns no 'loss'");
+    for (auto& [name, t] : outputs)
+      if (t.numel() == 1) scalars[name] = t.item();
+    check<ValueError>(std::isfinite(scalars["loss"]), "[train_step] the loss is ", scalars["loss"]);
+    Tensor root = loss->second;
+    outputs.clear();  // whatever backward does not need is freed as it goes
+    backward({root}, {Tensor::full(root.shape(), step.loss_scale, root.dtype())});
+    root = Tensor();
+    if (optimizer) {
+      scalars["grad_norm"] = optimizer->step(step.lr_factor);
+      optimizer->zero_grad();
+    }
+  } catch (...) {
+    for (Parameter& p : model.params.list()) p.value.clear_grad();
+    throw;
+  }
+  return scalars;
+}
+
+void save_optimizer(AdamW& optimizer, const std::string& path) {
+  std::vector<NamedTensor> tensors;
+  for (auto& s : optimizer.state()) {
+    tensors.push_back({"exp_avg." + s.name, s.exp_avg});
+    tensors.push_back({"exp_avg_sq." + s.name, s.exp_avg_sq});
+    tensors.push_back({"step." + s.name, Tensor::full({}, double(s.step), DType::i64)});
+  }
+  write_safetensors(path, tensors);
+}
+
+void load_optimizer(AdamW& optimizer, const std::string& path) {
+  SafetensorsFile file = SafetensorsFile::open(path);
+  auto states = optimizer.state();
+  check<WeightsError>(file.names().size() == 3 * states.size(), "'", path, "' holds ", file.names().size(),
+                      " tensors but the optimizer has ", 3 * states.size());
+  for (auto& s : states) {
+    for (const char* kind : {"exp_avg.", "exp_avg_sq.", "step."})
+      check<WeightsError>(file.contains(kind + s.name), "'", path, "' lacks '", kind, s.name, "'");
+    s.exp_avg = file.tensor("exp_avg." + s.name).clone();
+    s.exp_avg_sq = file.tensor("exp_avg_sq." + s.name).clone();
+    s.step = int64_t(file.tensor("step." + s.name).item());
+  }
+  optimizer.load_state(states);
+}
+
+}  // namespace deem
