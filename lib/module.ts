@@ -1,0 +1,149 @@
+import { DeemError } from './errors.js'
+import { type DType, type LoadReport, type NativeModel, native, type ParameterInfo } from './native.js'
+import { type CallOptions, run } from './task.js'
+import { Tensor } from './tensor.js'
+
+export type { LoadReport, ParameterInfo } from './native.js'
+
+export interface CreateOptions extends CallOptions {
+  /** Seed of the starting values. Default 0. */
+  seed?: number
+  /** Of the parameters. Default f32. */
+  dtype?: DType
+}
+
+export interface ForwardOptions extends CallOptions {
+  /** Whether results carry a graph. Default true. */
+  grad?: boolean
+  /** Dropout and stochastic depth draw from (seed, step). Defaults 0. */
+  seed?: number
+  step?: number
+}
+
+/** Anything that picks parameters by name: a piece of the name, a pattern, a function, or a list of these. */
+export type NameMatch = string | RegExp | ((name: string) => boolean) | readonly NameMatch[]
+
+export function matches(name: string, match: NameMatch): boolean {
+  if (typeof match === 'string') return name.includes(match)
+  if (match instanceof RegExp) return match.test(name)
+  if (typeof match === 'function') return match(name)
+  return match.some((m) => matches(name, m))
+}
+
+/**
+ * A model in the engine: named parameters, and methods that take and return named tensors.
+ * The models under `deem/models/*` give these methods types; any part can be built alone.
+ */
+export class Module implements Disposable {
+  /** @internal */
+  readonly handle: NativeModel
+  /** The registered name, e.g. `vae`. */
+  readonly kind: string
+
+  /** @internal */
+  constructor(kind: string, handle: NativeModel) {
+    this.kind = kind
+    this.handle = handle
+  }
+
+  /** Builds a model of a registered kind with fresh parameters. Throws ERR_CONFIG naming unknown or missing keys. */
+  static async create(kind: string, config: object, { seed = 0, dtype = 'f32', signal }: CreateOptions = {}): Promise<Module> {
+    return new Module(kind, await createHandle(kind, config, { seed, dtype, ...(signal && { signal }) }))
+  }
+
+  /** Every parameter and buffer, in the order of the model. */
+  parameters(): ParameterInfo[] {
+    return this.handle.parameters()
+  }
+  /** Second published names of shared tensors. */
+  aliases(): Record<string, string> {
+    return this.handle.aliases()
+  }
+  /** Makes every parameter whose name matches trainable or frozen; frozen ones hold no gradient. Returns how many. */
+  setTrainable(match: NameMatch, on: boolean): number {
+    const names = this.parameters()
+      .filter((p) => !p.buffer && matches(p.name, match))
+      .map((p) => p.name)
+    this.handle.setTrainable(names, on)
+    return names.length
+  }
+  freeze(match: NameMatch): number {
+    return this.setTrainable(match, false)
+  }
+  unfreeze(match: NameMatch): number {
+    return this.setTrainable(match, true)
+  }
+  /** The live tensor of a parameter; convolution weights are `[O, KH, KW, I]`. */
+  parameter(name: string): Tensor {
+    return new Tensor(this.handle.parameter(name))
+  }
+  /** A copy of a parameter in the published layout. */
+  read(name: string): Tensor {
+    return new Tensor(this.handle.read(name))
+  }
+  /** A parameter's gradient in the published layout, or null. */
+  gradient(name: string): Tensor | null {
+    const g = this.handle.gradient(name)
+    return g && new Tensor(g)
+  }
+  /** Overwrites a parameter with a value in the published layout. */
+  assign(name: string, value: Tensor): void {
+    this.handle.assign(name, value.handle)
+  }
+  zeroGrad(): void {
+    this.handle.zeroGrad()
+  }
+
+  /**
+   * Reads weights from a safetensors file. `prefix` selects tensors and is cut off their names. Throws ERR_WEIGHTS listing
+   * what is missing or unexpected unless `strict` is false, which returns the lists instead.
+   */
+  load(path: string, { prefix = '', strict = true, signal }: { prefix?: string; strict?: boolean } & CallOptions = {}): Promise<LoadReport> {
+    return run(() => this.handle.load(path, prefix, strict), { ...(signal && { signal }) })
+  }
+  /** Writes all parameters and buffers as safetensors, atomically; `dtype` defaults to the model's. */
+  save(path: string, { dtype, signal }: { dtype?: DType } & CallOptions = {}): Promise<void> {
+    return run(() => this.handle.save(path, dtype ?? ''), { ...(signal && { signal }) })
+  }
+
+  /** Calls a method with named tensors. The results belong to the caller. */
+  async call(
+    method: string,
+    inputs: Record<string, Tensor | undefined>,
+    options: object = {},
+    { grad = true, seed = 0, step = 0, signal }: ForwardOptions = {},
+  ): Promise<Record<string, Tensor>> {
+    const handles = Object.fromEntries(
+      Object.entries(inputs).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle]])),
+    )
+    const outputs = await run(() => this.handle.call(method, handles, JSON.stringify(options), grad, seed, step), {
+      ...(signal && { signal }),
+    })
+    return Object.fromEntries(Object.entries(outputs).map(([name, h]) => [name, new Tensor(h)]))
+  }
+
+  dispose(): void {
+    this.handle.dispose()
+  }
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
+
+/** @internal */
+export async function createHandle(kind: string, config: object, { seed = 0, dtype = 'f32', signal }: CreateOptions): Promise<NativeModel> {
+  if (!Number.isSafeInteger(seed)) throw new DeemError('ERR_VALUE', `a seed must be a whole number but is ${seed}`)
+  return run(() => native.createModel(kind, JSON.stringify(config), seed, dtype), { ...(signal && { signal }) })
+}
+
+/** Picks an output by name; throws ERR_VALUE naming what there is. */
+export function output(outputs: Record<string, Tensor>, name: string): Tensor {
+  const t = outputs[name]
+  if (!t) throw new DeemError('ERR_VALUE', `there is no output '${name}', there are ${Object.keys(outputs).join(', ')}`)
+  return t
+}
+
+/** Kinds that {@link Module.create} knows. */
+export function modelKinds(): string[] {
+  return native.modelKinds()
+}

@@ -1,0 +1,128 @@
+/**
+ * Loads the addon and types all of it. Nothing else imports the `.node` file.
+ * Thread binding is set before the load because libgomp reads it once, when it is mapped.
+ */
+import { fileURLToPath } from 'node:url'
+import load from 'node-gyp-build'
+import { DeemError, type ErrorCode } from './errors.js'
+
+export type DType = 'f32' | 'bf16' | 'f16' | 'i64' | 'i32' | 'u8'
+export type TypedArray = Float32Array | Uint16Array | BigInt64Array | Int32Array | Uint8Array
+
+export interface NativeTensor {
+  readonly disposed: boolean
+  readonly shape: number[]
+  readonly dtype: DType
+  readonly device: string
+  readonly tracked: boolean
+  readonly requiresGrad: boolean
+  dispose(): void
+  setRequiresGrad(on: boolean): void
+  read(): TypedArray
+  item(): number
+  grad(): NativeTensor | null
+  clearGrad(): void
+  detach(): NativeTensor
+}
+
+export interface NativeTask<T> {
+  promise: Promise<T>
+  abort(): void
+}
+
+export interface ParameterInfo {
+  /** As in published checkpoints. */
+  name: string
+  /** In the published layout: convolution weights are OIHW. */
+  shape: number[]
+  dtype: DType
+  trainable: boolean
+  /** Sits directly in a LayerNorm. */
+  norm: boolean
+  /** Saved, never trained. */
+  buffer: boolean
+}
+
+export interface LoadReport {
+  missing: string[]
+  unexpected: string[]
+}
+
+export interface NativeModel {
+  dispose(): void
+  parameters(): ParameterInfo[]
+  aliases(): Record<string, string>
+  setTrainable(names: string[], on: boolean): void
+  parameter(name: string): NativeTensor
+  gradient(name: string): NativeTensor | null
+  read(name: string): NativeTensor
+  assign(name: string, value: NativeTensor): void
+  zeroGrad(): void
+  load(path: string, prefix: string, strict: boolean): NativeTask<LoadReport>
+  save(path: string, dtype: string): NativeTask<void>
+  call(
+    method: string,
+    inputs: Record<string, NativeTensor>,
+    optionsJson: string,
+    grad: boolean,
+    seed: number,
+    step: number,
+  ): NativeTask<Record<string, NativeTensor>>
+}
+
+export interface NativeAdamW {
+  dispose(): void
+  step(lrFactor: number): NativeTask<number>
+  zeroGrad(): void
+  save(path: string): NativeTask<void>
+  load(path: string): NativeTask<void>
+}
+
+export interface MemoryReport {
+  /** Bytes in live tensors. */
+  current: number
+  /** Highest `current` since the start or the last {@link resetPeakMemory}. */
+  peak: number
+  /** Bytes taken from the system: live and kept for reuse. */
+  reserved: number
+  /** 0: none. */
+  limit: number
+  /** Blocks taken from the system since the start. */
+  allocations: number
+}
+
+export interface Native {
+  tensor(data: TypedArray, shape: readonly number[], dtype: DType): NativeTensor
+  ops: Record<string, (...args: unknown[]) => NativeTensor | number>
+  setGradEnabled(on: boolean): boolean
+  createModel(kind: string, configJson: string, seed: number, dtype: DType): NativeTask<NativeModel>
+  modelKinds(): string[]
+  NativeAdamW: new (
+    items: { name: string; tensor: NativeTensor; lr: number; weightDecay: number }[],
+    options: { beta1?: number; beta2?: number; eps?: number; maxGradNorm?: number },
+  ) => NativeAdamW
+  backward(tensors: NativeTensor[], gradients: NativeTensor[] | null): NativeTask<void>
+  trainStep(
+    model: NativeModel,
+    method: string,
+    inputs: Record<string, NativeTensor>,
+    optionsJson: string,
+    optimizer: NativeAdamW | null,
+    step: { lrFactor?: number; lossScale?: number; seed?: number; step?: number },
+  ): NativeTask<Record<string, number>>
+  memory(): MemoryReport
+  resetPeakMemory(): void
+  emptyCache(): void
+  setMemoryLimit(bytes: number): void
+  threads(): number
+  setThreads(n: number): void
+  isa(): string
+  checkDevice(name: string): void
+  setErrorFactory(make: (code: ErrorCode, message: string) => Error): void
+}
+
+process.env['OMP_PROC_BIND'] ??= 'true'
+process.env['OMP_PLACES'] ??= 'cores'
+
+export const native: Native = load(fileURLToPath(new URL('..', import.meta.url))) as Native
+native.setErrorFactory((code, message) => new DeemError(code, message))

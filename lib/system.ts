@@ -1,0 +1,31 @@
+import { type MemoryReport, native } from './native.js'
+
+export type { MemoryReport } from './native.js'
+
+/** What the engine's allocator holds, in bytes. */
+export function memory(): MemoryReport {
+  return native.memory()
+}
+/** Starts a new peak at what is live now. */
+export function resetPeakMemory(): void {
+  native.resetPeakMemory()
+}
+/** Gives blocks kept for reuse back to the system. */
+export function emptyCache(): void {
+  native.emptyCache()
+}
+/** A hard limit in bytes on what the engine takes from the system; 0 removes it. Beyond it: ERR_OUT_OF_MEMORY. */
+export function setMemoryLimit(bytes: number): void {
+  native.setMemoryLimit(bytes)
+}
+/** Threads of the engine; default: the physical cores this process may use, or `DEEM_THREADS`. */
+export function threads(): number {
+  return native.threads()
+}
+export function setThreads(n: number): void {
+  native.setThreads(n)
+}
+/** The instruction set the kernels run with: sse4, avx2 or avx512 (`DEEM_ISA` lowers it). */
+export function isa(): string {
+  return native.isa()
+}

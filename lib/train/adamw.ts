@@ -1,0 +1,91 @@
+import { DeemError } from '../errors.js'
+import { matches, type Module, type NameMatch } from '../module.js'
+import { type NativeAdamW, native } from '../native.js'
+import { type CallOptions, run } from '../task.js'
+import { Tensor } from '../tensor.js'
+
+export interface ParameterGroup {
+  match: NameMatch
+  lr: number
+  /** Absent: the base value, for parameters that decay at all. */
+  weightDecay?: number
+}
+
+export interface AdamWOptions {
+  /** Base learning rate. */
+  lr: number
+  betas?: readonly [number, number]
+  eps?: number
+  weightDecay?: number
+  /** Gradients are scaled so that their global L2 norm is at most this; 0 or absent: no clipping. */
+  maxGradNorm?: number
+  /** The first group whose match fits a parameter's name sets its learning rate and decay. */
+  groups?: readonly ParameterGroup[]
+  /** Parameters that never decay, besides those of LayerNorms; default: names that contain `bias`, as published. */
+  noDecay?: NameMatch
+}
+
+export interface OptimizedParameter {
+  name: string
+  lr: number
+  weightDecay: number
+}
+
+/**
+ * AdamW over the trainable parameters of one or more models, or over tensors by name.
+ * A parameter's `lr` is multiplied by the factor given to {@link step}: schedules are functions from step to factor.
+ */
+export class AdamW implements Disposable {
+  /** @internal */
+  readonly handle: NativeAdamW
+  /** What is optimised, with the learning rate and decay of each. */
+  readonly parameters: readonly OptimizedParameter[]
+
+  constructor(of: Module | readonly Module[] | Record<string, Tensor>, options: AdamWOptions) {
+    const { lr, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0, groups = [], noDecay = 'bias' } = options
+    const named: { name: string; tensor: Tensor; norm: boolean }[] = []
+    if (isModules(of)) {
+      const models = Array.isArray(of) ? (of as readonly Module[]) : [of as Module]
+      for (const [i, model] of models.entries())
+        for (const p of model.parameters())
+          if (p.trainable)
+            named.push({ name: models.length > 1 ? `${i}.${p.name}` : p.name, tensor: model.parameter(p.name), norm: p.norm })
+    } else {
+      for (const [name, tensor] of Object.entries(of)) named.push({ name, tensor, norm: false })
+    }
+    if (named.length === 0) throw new DeemError('ERR_VALUE', '[AdamW] there is nothing to train: every parameter is frozen')
+    const items = named.map(({ name, tensor, norm }) => {
+      const group = groups.find((g) => matches(name, g.match))
+      const decays = !norm && !matches(name, noDecay)
+      return { name, tensor: tensor.handle, lr: group?.lr ?? lr, weightDecay: decays ? (group?.weightDecay ?? weightDecay) : 0 }
+    })
+    this.handle = new native.NativeAdamW(items, { beta1: betas[0], beta2: betas[1], eps, maxGradNorm })
+    this.parameters = items.map(({ name, lr, weightDecay }) => ({ name, lr, weightDecay }))
+    if (isModules(of)) for (const { tensor } of named) tensor.dispose()
+  }
+
+  /** Updates every parameter that has a gradient. Returns the gradient norm before clipping. */
+  step(lrFactor = 1, options?: CallOptions): Promise<number> {
+    return run(() => this.handle.step(lrFactor), options)
+  }
+  zeroGrad(): void {
+    this.handle.zeroGrad()
+  }
+  /** Moments and step counts as safetensors, atomically. */
+  save(path: string, options?: CallOptions): Promise<void> {
+    return run(() => this.handle.save(path), options)
+  }
+  load(path: string, options?: CallOptions): Promise<void> {
+    return run(() => this.handle.load(path), options)
+  }
+  dispose(): void {
+    this.handle.dispose()
+  }
+  [Symbol.dispose](): void {
+    this.dispose()
+  }
+}
+
+function isModules(of: Module | readonly Module[] | Record<string, Tensor>): of is Module | readonly Module[] {
+  return Array.isArray(of) || 'kind' in of && typeof of.kind === 'string'
+}

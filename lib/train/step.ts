@@ -1,0 +1,42 @@
+import type { Module } from '../module.js'
+import { native } from '../native.js'
+import { type CallOptions, run } from '../task.js'
+import type { Tensor } from '../tensor.js'
+import type { AdamW } from './adamw.js'
+
+export interface TrainStepOptions extends CallOptions {
+  /** Which method of the model gives the output `loss`. Default `train`. */
+  method?: string
+  /** Options of that method. */
+  options?: object
+  /** Multiplies every learning rate, see schedules. Default 1. */
+  lrFactor?: number
+  /** Multiplies the loss; 1 / n when n batches are accumulated before an optimizer step. Default 1. */
+  lossScale?: number
+  /** Dropout and stochastic depth draw from (seed, step). Defaults 0. */
+  seed?: number
+  step?: number
+}
+
+/**
+ * One training step as one native task: forward, backward, clipping, AdamW. Without an optimizer the gradients are kept, to be
+ * accumulated. Resolves to every scalar output and `grad_norm`.
+ */
+export function trainStep(
+  model: Module,
+  inputs: Record<string, Tensor | undefined>,
+  optimizer: AdamW | null,
+  { method = 'train', options = {}, lrFactor = 1, lossScale = 1, seed = 0, step = 0, signal }: TrainStepOptions = {},
+): Promise<Record<string, number>> {
+  const handles = Object.fromEntries(Object.entries(inputs).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle]])))
+  return run(
+    () =>
+      native.trainStep(model.handle, method, handles, JSON.stringify(options), optimizer?.handle ?? null, {
+        lrFactor,
+        lossScale,
+        seed,
+        step,
+      }),
+    { ...(signal && { signal }) },
+  )
+}
