@@ -33,6 +33,7 @@ Tensor gelu_tanh(const Tensor& x);      // the tanh approximation
 Tensor quick_gelu(const Tensor& x);     // x * sigmoid(1.702 x)
 Tensor clamp(const Tensor& x, double low, double high);  // gradient passes inside [low, high]
 Tensor where(const Tensor& mask_u8, const Tensor& a, const Tensor& b);  // mask != 0 ? a : b, all three broadcast
+Tensor greater(const Tensor& x, double limit);  // greater.cpp: x > limit as u8; a mask, so never recorded
 Tensor cast(const Tensor& x, DType to);  // any dtype to any; differentiable between floating ones
 void add_(const Tensor& sum, const Tensor& x);  // in place, same shape and dtype, sum contiguous; never recorded
 

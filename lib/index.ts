@@ -1,4 +1,5 @@
 export { DeemError, type ErrorCode } from './errors.js'
+export { readTensors, writeTensors } from './files.js'
 export { type CreateOptions, type ForwardOptions, type LoadReport, Module, modelKinds, type NameMatch, output, type ParameterInfo } from './module.js'
 export { type Activation, type AttentionOptions, type Conv2dOptions, type MmfsOptions, noGrad, type Ops, ops } from './ops.js'
 export { Scope, tidy } from './scope.js'

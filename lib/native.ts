@@ -110,6 +110,8 @@ export interface Native {
     optimizer: NativeAdamW | null,
     step: { lrFactor?: number; lossScale?: number; seed?: number; step?: number },
   ): NativeTask<Record<string, number>>
+  readTensors(path: string): NativeTask<{ tensors: Record<string, NativeTensor>; metadata: Record<string, string> }>
+  writeTensors(path: string, tensors: Record<string, NativeTensor>, metadata: Record<string, string>): NativeTask<void>
   memory(): MemoryReport
   resetPeakMemory(): void
   emptyCache(): void

@@ -59,6 +59,8 @@ export interface Ops {
   quickGelu: Unary
   clamp(x: Tensor, low: number, high: number): Tensor
   where(mask: Tensor, a: Tensor, b: Tensor): Tensor
+  /** x > limit as u8. */
+  greater(x: Tensor, limit: number): Tensor
   cast(x: Tensor, dtype: DType): Tensor
   geglu: Unary
   swiglu: Unary

@@ -11,6 +11,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   init_ops(env, exports);
   init_models(env, exports);
   init_train(env, exports);
+  init_files(env, exports);
   init_system(env, exports);
   return exports;
 }

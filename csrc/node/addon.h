@@ -20,6 +20,7 @@ void init_tensor(Napi::Env env, Napi::Object exports);
 void init_ops(Napi::Env env, Napi::Object exports);
 void init_models(Napi::Env env, Napi::Object exports);
 void init_train(Napi::Env env, Napi::Object exports);
+void init_files(Napi::Env env, Napi::Object exports);
 void init_system(Napi::Env env, Napi::Object exports);
 
 }  // namespace deem::node

@@ -44,6 +44,7 @@ void init_ops(Napi::Env env, Napi::Object exports) {
   OP("quickGelu", quick_gelu);
   OP("clamp", clamp);
   OP("where", where);
+  OP("greater", greater);
   OP("cast", cast);
   OP("geglu", geglu);
   OP("swiglu", swiglu);

@@ -1,0 +1,86 @@
+/** Cases on disk: a folder with `config.json`; its kind is its place, the last two folders of its path. */
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
+import { basename, dirname, join, resolve } from 'node:path'
+import { DeemError } from '../errors.js'
+import { readTensors } from '../files.js'
+import { ops } from '../ops.js'
+import { Tensor } from '../tensor.js'
+import type { ComputeType } from './compare.js'
+
+export type Tensors = Record<string, Tensor>
+export type Json = Record<string, unknown>
+
+export interface Case {
+  dir: string
+  /** e.g. `ops/conv2d` */
+  kind: string
+  config: Json
+  inputs: Tensors
+  weights: Tensors
+  outputs: Tensors
+  grads: Tensors
+  /** What floating inputs and parameters are cast to. */
+  dtype: ComputeType
+}
+
+/** All case folders at or below the paths given, sorted. */
+export function findCases(paths: readonly string[]): string[] {
+  const found: string[] = []
+  const visit = (dir: string) => {
+    if (existsSync(join(dir, 'config.json'))) found.push(dir)
+    for (const entry of readdirSync(dir, { withFileTypes: true })) if (entry.isDirectory()) visit(join(dir, entry.name))
+  }
+  for (const path of paths) {
+    if (!existsSync(path) || !statSync(path).isDirectory()) throw new DeemError('ERR_IO', `'${path}' is no folder`)
+    visit(resolve(path))
+  }
+  return [...new Set(found)].sort()
+}
+
+export function kindOf(dir: string): string {
+  return `${basename(dirname(dir))}/${basename(dir)}`
+}
+
+export async function loadCase(dir: string, dtype: ComputeType): Promise<Case> {
+  const config = JSON.parse(readFileSync(join(dir, 'config.json'), 'utf8')) as Json
+  const read = async (file: string): Promise<Tensors> =>
+    existsSync(join(dir, file)) ? (await readTensors(join(dir, file))).tensors : {}
+  return {
+    dir,
+    kind: kindOf(dir),
+    config,
+    inputs: await read('inputs.safetensors'),
+    weights: await read('weights.safetensors'),
+    outputs: await read('outputs.safetensors'),
+    grads: await read('grads.safetensors'),
+    dtype,
+  }
+}
+
+/** The tensors whose name starts with `prefix`, without it. */
+export function below(tensors: Tensors, prefix: string): Tensors {
+  return Object.fromEntries(
+    Object.entries(tensors).flatMap(([name, t]) => (name.startsWith(prefix) ? [[name.slice(prefix.length), t]] : [])),
+  )
+}
+
+export function need(tensors: Tensors, name: string): Tensor {
+  const t = tensors[name]
+  if (!t) throw new DeemError('ERR_FORMAT', `the case lacks the tensor '${name}'`)
+  return t
+}
+
+export function nhwc(x: Tensor): Tensor {
+  return ops.permute(x, [0, 2, 3, 1])
+}
+export function nchw(x: Tensor): Tensor {
+  return ops.permute(x, [0, 3, 1, 2])
+}
+
+/** A trainable copy in the computation's dtype; not floating: the tensor itself. */
+export function leaf(x: Tensor, dtype: ComputeType, grad = true): Tensor {
+  if (x.dtype !== 'f32') return x
+  const copy = dtype === 'f32' ? new Tensor(x.handle.detach()) : ops.cast(x, dtype)
+  copy.requiresGrad = grad
+  return copy
+}
