@@ -1,0 +1,135 @@
+/** `npm run parity -- DIR...`: every case below the folders against its stored numbers. */
+import { relative } from 'node:path'
+import { Command, InvalidArgumentError } from 'commander'
+import { DeemError } from '../errors.js'
+import { native } from '../native.js'
+import { type Case, findCases, kindOf, loadCase } from './case.js'
+import type { Comparison, ComputeType } from './compare.js'
+import { runDeem, runDeemTrain } from './kinds/deem.js'
+import { moduleRunner } from './kinds/modules.js'
+import { opRunner } from './kinds/ops.js'
+import type { Timing } from './program.js'
+
+type Runner = (c: Case, repeat: number, timing: Timing) => Promise<Comparison[]>
+
+function runnerFor(kind: string): Runner {
+  const [place, name] = kind.split('/') as [string, string]
+  const runner =
+    kind === 'model/deem_nano'
+      ? runDeem
+      : kind === 'model/deem_nano_train'
+        ? runDeemTrain
+        : place === 'ops'
+          ? opRunner(name)
+          : place === 'modules'
+            ? moduleRunner(name)
+            : undefined
+  if (!runner) throw new DeemError('ERR_NOT_IMPLEMENTED', `unknown kind of case '${kind}'`)
+  return runner
+}
+
+interface Worst {
+  maxAbs: number
+  maxRel: number
+}
+interface Result {
+  case: string
+  kind: string
+  ok: boolean
+  compared: number
+  outputs: Worst
+  gradients: Worst
+  failures: string[]
+  forwardMs?: number
+  backwardMs?: number
+}
+
+function worst(list: Comparison[]): Worst {
+  const largest = (values: number[]) => values.reduce((a, v) => (v > a || Number.isNaN(v) ? v : a), 0)
+  return { maxAbs: largest(list.map((c) => c.maxAbs)), maxRel: largest(list.map((c) => c.maxRel)) }
+}
+
+function median(values: number[]): number {
+  const sorted = [...values].sort((a, b) => a - b)
+  return sorted[sorted.length >> 1] ?? Number.NaN
+}
+
+async function runCase(dir: string, dtype: ComputeType, repeat: number): Promise<Result> {
+  const kind = kindOf(dir)
+  const timing: Timing = { forward: [], backward: [] }
+  const result: Result = {
+    case: relative(process.cwd(), dir),
+    kind,
+    ok: false,
+    compared: 0,
+    outputs: { maxAbs: Number.NaN, maxRel: Number.NaN },
+    gradients: { maxAbs: 0, maxRel: 0 },
+    failures: [],
+  }
+  try {
+    const comparisons = await runnerFor(kind)(await loadCase(dir, dtype), repeat, timing)
+    result.compared = comparisons.length
+    result.outputs = worst(comparisons.filter((c) => !c.gradient))
+    result.gradients = worst(comparisons.filter((c) => c.gradient))
+    result.failures = comparisons
+      .filter((c) => !c.ok)
+      .map((c) => `${c.gradient ? 'gradient of ' : ''}${c.name}: abs ${format(c.maxAbs)} rel ${format(c.maxRel)}, allowed ${c.allowed}`)
+    result.ok = comparisons.length > 0 && result.failures.length === 0
+    if (comparisons.length === 0) result.failures.push('nothing was compared')
+  } catch (error) {
+    result.failures.push(DeemError.isInstance(error) ? `${error.code}: ${error.message}` : String((error as Error).stack ?? error))
+  }
+  if (repeat > 0) {
+    result.forwardMs = median(timing.forward)
+    result.backwardMs = median(timing.backward)
+  }
+  return result
+}
+
+const format = (v: number) => v.toExponential(1)
+
+function line(r: Result): string {
+  const times = r.forwardMs === undefined ? '' : `  forward ${r.forwardMs.toFixed(2)} ms  backward ${(r.backwardMs ?? 0).toFixed(2)} ms`
+  const out = `outputs ${format(r.outputs.maxAbs)} ${format(r.outputs.maxRel)}`
+  const grad = `gradients ${format(r.gradients.maxAbs)} ${format(r.gradients.maxRel)}`
+  return `${r.case.padEnd(52)} ${out}  ${grad}  ${r.ok ? 'ok' : 'FAIL'}${times}`
+}
+
+function whole(text: string): number {
+  const n = Number(text)
+  if (!Number.isInteger(n) || n < 0 || n > 1e6) throw new InvalidArgumentError('needs a whole number.')
+  return n
+}
+
+const program = new Command('parity')
+  .description('Runs every case below the folders through the public native path and compares with its stored numbers.')
+  .argument('<dir...>', 'folders to search for cases (folders with config.json)')
+  .option('--json', 'print one JSON object')
+  .option('--repeat <n>', 'also print median forward and backward milliseconds of n runs', whole, 0)
+  .option('--dtype <dtype>', 'f32 or bf16', 'f32')
+  .option('--device <device>', 'cpu', 'cpu')
+  .action(async (dirs: string[], options: { json?: boolean; repeat: number; dtype: string; device: string }) => {
+    if (options.dtype !== 'f32' && options.dtype !== 'bf16')
+      throw new DeemError('ERR_DTYPE', `--dtype must be f32 or bf16 but is '${options.dtype}'`)
+    native.checkDevice(options.device)
+    const results: Result[] = []
+    for (const dir of findCases(dirs)) {
+      const r = await runCase(dir, options.dtype, options.repeat)
+      results.push(r)
+      if (options.json) continue
+      console.log(line(r))
+      for (const failure of r.failures.slice(0, 10)) console.log(`    ${failure}`)
+      if (r.failures.length > 10) console.log(`    and ${r.failures.length - 10} more`)
+    }
+    const failed = results.filter((r) => !r.ok).length
+    if (options.json) console.log(JSON.stringify({ dtype: options.dtype, device: options.device, results }, null, 1))
+    else console.log(`${results.length - failed} ok, ${failed} failed`)
+    if (failed > 0 || results.length === 0) process.exitCode = 1
+  })
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  console.error(DeemError.isInstance(error) ? `${error.code}: ${error.message}` : error)
+  process.exitCode = 1
+}
