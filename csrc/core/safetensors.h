@@ -1,5 +1,5 @@
-// safetensors files: reading maps the file, writing is atomic. The format is 8 bytes of header length (little endian), a
-// JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes.
+// safetensors files: reading maps the file, writing is atomic. The format is 8 bytes of header length (little endian),
+// a JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes.
 #pragma once
 #include <map>
 #include <memory>
@@ -15,7 +15,8 @@ struct NamedTensor {
   Tensor tensor;
 };
 
-// A mapped file. Everything is checked on open: IoError for what the system refuses, FormatError for what is wrong inside.
+// A mapped file. Everything is checked on open: IoError for what the system refuses, FormatError for what is wrong
+// inside.
 class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::string& path);
@@ -23,7 +24,7 @@ class SafetensorsFile {
   const std::vector<std::string>& names() const;  // in the order of the file's data
   bool contains(const std::string& name) const;
   // Shares the mapped pages (copied on write, the file never changes); copies only misaligned data.
-  Tensor tensor(const std::string& name) const;   // throws WeightsError for an unknown name
+  Tensor tensor(const std::string& name) const;  // throws WeightsError for an unknown name
   const std::map<std::string, std::string>& metadata() const;
 
  private:

@@ -1,0 +1,456 @@
+#include "core/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <unordered_map>
+
+#include "core/engine.h"
+
+namespace deem {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "safetensors data is little endian and is mapped as it is");
+
+constexpr uint64_t kMaxHeader = 100'000'000;  // bytes, the limit of the format
+constexpr size_t kMaxTensors = 200'000;       // bounds what a hostile header can make us allocate
+constexpr const char* kMetadata = "__metadata__";
+
+struct FileType {
+  const char* name;
+  DType dtype;
+};
+constexpr FileType kTypes[] = {{"F32", DType::f32}, {"BF16", DType::bf16}, {"F16", DType::f16}, {"I64", DType::i64},
+                               {"I32", DType::i32}, {"U8", DType::u8},     {"BOOL", DType::u8}};
+
+const char* file_type(DType t) {
+  for (const FileType& f : kTypes)
+    if (f.dtype == t) return f.name;
+  return "";
+}
+
+// A name for a message: quoted, and cut where a hostile file made it long.
+std::string quoted(std::string name) {
+  constexpr size_t kLongest = 120;
+  if (name.size() > kLongest) {
+    size_t end = kLongest;
+    while (end > 0 && (uint8_t(name[end]) & 0xc0) == 0x80) end--;  // not inside a UTF-8 character
+    name = name.substr(0, end) + "...";
+  }
+  return "'" + name + "'";
+}
+
+struct Entry {
+  std::string name;
+  DType dtype = DType::f32;
+  Shape shape;
+  uint64_t begin = 0, end = 0;  // bytes from the start of the data
+};
+
+// Streaming reader of the header: takes exactly the nesting the format has, so depth and size of a bad header cost
+// nothing.
+class HeaderReader {
+ public:
+  explicit HeaderReader(std::string where) : where_(std::move(where)) {}
+
+  std::vector<Entry> entries;
+  std::map<std::string, std::string> metadata;
+
+  bool null() { return value("null"); }
+  bool boolean(bool) { return value("a boolean"); }
+  bool number_integer(int64_t v) { return value(str("the number ", v)); }
+  bool number_float(double, const std::string& text) { return value("the number " + quoted(text)); }
+  bool number_unsigned(uint64_t v) {
+    if (at_ == At::shape) {
+      check<FormatError>(entry_.shape.size() < kMaxDims, tensor(), "more than ", kMaxDims, " dimensions");
+      check<FormatError>(v <= uint64_t(INT64_MAX), tensor(), "size ", v, " is too large");
+      entry_.shape.push_back(int64_t(v));
+    } else if (at_ == At::offsets) {
+      check<FormatError>(offsets_ < 2, tensor(), "data_offsets must be two numbers but has more");
+      (offsets_++ == 0 ? entry_.begin : entry_.end) = v;
+    } else {
+      return value(str("the number ", v));
+    }
+    return true;
+  }
+  bool string(std::string& v) {
+    if (at_ == At::metadata) {
+      check<FormatError>(metadata.emplace(key_, std::move(v)).second, where_, "duplicate metadata key ", quoted(key_));
+    } else if (at_ == At::entry && key_ == "dtype") {
+      auto known = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const FileType& f) { return v == f.name; });
+      check<FormatError>(known != std::end(kTypes), tensor(), "dtype ", quoted(v),
+                         " is not supported, known are F32, BF16, F16, I64, I32, U8, BOOL");
+      entry_.dtype = known->dtype;
+    } else {
+      return value("a string");
+    }
+    return true;
+  }
+  bool binary(std::vector<uint8_t>&) { return value("binary data"); }
+
+  bool start_object(size_t) {
+    switch (at_) {
+      case At::start:
+        at_ = At::top;
+        return true;
+      case At::top:
+        at_ = key_ == kMetadata ? At::metadata : At::entry;
+        if (at_ == At::metadata) {
+          check<FormatError>(!has_metadata_, where_, kMetadata, " appears twice");
+          has_metadata_ = true;
+        } else {
+          check<FormatError>(entries.size() < kMaxTensors, where_, "more than ", kMaxTensors, " tensors");
+          entry_ = {};
+          entry_.name = key_;
+          seen_.fill(false);
+          offsets_ = 0;
+        }
+        return true;
+      default:
+        return value("an object");
+    }
+  }
+  bool key(std::string& name) {
+    key_ = std::move(name);
+    if (at_ != At::entry) return true;
+    for (size_t i = 0; i < kKeys.size(); i++)
+      if (key_ == kKeys[i]) {
+        check<FormatError>(!seen_[i], tensor(), key_, " appears twice");
+        return seen_[i] = true;
+      }
+    throw FormatError(tensor() + "unknown key " + quoted(key_));
+  }
+  bool end_object() {
+    if (at_ == At::entry) {
+      for (size_t i = 0; i < kKeys.size(); i++) check<FormatError>(seen_[i], tensor(), kKeys[i], " is missing");
+      entries.push_back(std::move(entry_));
+    }
+    at_ = at_ == At::top ? At::start : At::top;
+    return true;
+  }
+  bool start_array(size_t) {
+    if (at_ == At::entry && key_ == "shape")
+      at_ = At::shape;
+    else if (at_ == At::entry && key_ == "data_offsets")
+      at_ = At::offsets;
+    else
+      return value("an array");
+    return true;
+  }
+  bool end_array() {
+    check<FormatError>(at_ != At::offsets || offsets_ == 2, tensor(), "data_offsets must be two numbers but has ",
+                       offsets_);
+    at_ = At::entry;
+    return true;
+  }
+  bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception&) {
+    throw FormatError(str(where_, "the header is not valid JSON at byte ", position));
+  }
+
+ private:
+  enum class At { start, top, metadata, entry, shape, offsets };
+  static constexpr std::array<const char*, 3> kKeys{"dtype", "shape", "data_offsets"};
+
+  std::string tensor() const { return where_ + "tensor " + quoted(entry_.name) + ": "; }
+
+  // Something stands where the format has something else.
+  bool value(const std::string& what) const {
+    switch (at_) {
+      case At::start:
+        throw FormatError(where_ + "the header must be an object but is " + what);
+      case At::top:
+        throw FormatError(where_ + quoted(key_) + " must be an object but is " + what);
+      case At::metadata:
+        throw FormatError(where_ + "metadata " + quoted(key_) + " must be a string but is " + what);
+      case At::entry:
+        throw FormatError(tensor() + key_ + " must not be " + what);
+      case At::shape:
+        throw FormatError(tensor() + "shape must be a list of sizes but holds " + what);
+      case At::offsets:
+        throw FormatError(tensor() + "data_offsets must be two byte positions but holds " + what);
+    }
+    return false;
+  }
+
+  std::string where_, key_;
+  At at_ = At::start;
+  Entry entry_;
+  std::array<bool, 3> seen_{};
+  int offsets_ = 0;
+  bool has_metadata_ = false;
+};
+
+// Bytes of the tensor; FormatError where the shape has more elements than any tensor may have.
+uint64_t bytes_of(const Entry& e, const std::string& where) {
+  uint64_t n = 1;
+  bool zero = false;
+  for (int64_t d : e.shape) {
+    if (d == 0)
+      zero = true;
+    else
+      check<FormatError>(!__builtin_mul_overflow(n, uint64_t(d), &n) && n < (uint64_t(1) << 46), where, "tensor ",
+                         quoted(e.name), ": shape ", e.shape, " has too many elements");
+  }
+  return zero ? 0 : n * size_of(e.dtype);
+}
+
+// Sorted by position; the tensors must fill the data exactly: no hole, no overlap, nothing left over.
+void check_layout(std::vector<Entry>& entries, uint64_t data_bytes, const std::string& where) {
+  for (const Entry& e : entries) {
+    auto tensor = [&] { return where + "tensor " + quoted(e.name) + ": "; };
+    check<FormatError>(e.begin <= e.end, where, "tensor ", quoted(e.name), ": data ends at byte ", e.end,
+                       " before it begins at ", e.begin);
+    if (e.end > data_bytes)
+      throw FormatError(
+          str(tensor(), "data ends at byte ", e.end, " but the file holds ", data_bytes, " bytes of data"));
+    if (uint64_t want = bytes_of(e, where); e.end - e.begin != want)
+      throw FormatError(str(tensor(), "shape ", e.shape, " of ", e.dtype, " needs ", want,
+                            " bytes but data_offsets give ", e.end - e.begin));
+  }
+  std::stable_sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
+  });
+  uint64_t at = 0;
+  for (const Entry& e : entries) {
+    if (e.begin != at)
+      throw FormatError(str(where, "tensor ", quoted(e.name), ": data begins at byte ", e.begin,
+                            " but the tensor before it ends at ", at, e.begin < at ? " (overlap)" : " (hole)"));
+    at = e.end;
+  }
+  check<FormatError>(at == data_bytes, where, "the tensors end at byte ", at, " but the file holds ", data_bytes,
+                     " bytes of data");
+}
+
+struct Descriptor {
+  int fd;
+  explicit Descriptor(int fd) : fd(fd) {}
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+  Descriptor(const Descriptor&) = delete;
+};
+
+[[noreturn]] void fail_io(const char* what, const std::string& path, int error = errno) {
+  throw IoError(str("cannot ", what, " ", quoted(path), ": ", std::strerror(error)));
+}
+
+void check_path(const std::string& path) {
+  check<IoError>(!path.empty(), "the path of a safetensors file is empty");
+  check<IoError>(path.find('\0') == std::string::npos, "the path of a safetensors file holds a zero byte");
+}
+
+struct Mapping {
+  char* data;
+  size_t bytes;
+  ~Mapping() { ::munmap(data, bytes); }
+};
+
+std::shared_ptr<Mapping> map_file(const std::string& path) {
+  check_path(path);
+  // Not blocking: opening a pipe must fail below, not wait for a writer.
+  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (file.fd < 0) fail_io("open", path);
+  struct stat st;
+  if (::fstat(file.fd, &st) != 0) fail_io("read", path);
+  check<IoError>(S_ISREG(st.st_mode), "cannot open ", quoted(path), ": not a regular file");
+  check<FormatError>(st.st_size >= 8, quoted(path), ": ", st.st_size, " bytes are too few for a safetensors file");
+  // Private: a stray write changes a copy of the page, never the file. No swap is set aside for such copies.
+  void* data = ::mmap(nullptr, size_t(st.st_size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.fd, 0);
+  if (data == MAP_FAILED) fail_io("map", path);
+  return std::make_shared<Mapping>(static_cast<char*>(data), size_t(st.st_size));
+}
+
+}  // namespace
+
+struct SafetensorsFile::Impl {
+  std::string path;
+  std::shared_ptr<Mapping> map;
+  size_t data_at = 0;  // bytes from the start of the file
+  std::vector<Entry> entries;
+  std::vector<std::string> names;
+  std::unordered_map<std::string, size_t> index;
+  std::map<std::string, std::string> metadata;
+};
+
+SafetensorsFile SafetensorsFile::open(const std::string& path) {
+  auto p = std::make_shared<Impl>();
+  p->path = path;
+  p->map = map_file(path);
+  std::string where = quoted(path) + ": ";
+  uint64_t header;
+  std::memcpy(&header, p->map->data, 8);
+  check<FormatError>(header <= kMaxHeader, where, "a header of ", header, " bytes is over the limit of ", kMaxHeader);
+  check<FormatError>(header <= p->map->bytes - 8, where, "the header needs ", header, " bytes but the file has ",
+                     p->map->bytes - 8, " after its length");
+  const char* text = p->map->data + 8;
+  check<FormatError>(header > 0 && *text == '{', where, "the header must begin with '{'");
+
+  // The JSON reader takes a zero byte for the end of its input.
+  check<FormatError>(!std::memchr(text, 0, header), where, "the header holds a zero byte");
+  HeaderReader reader(where);
+  if (!nlohmann::json::sax_parse(text, text + header, &reader))
+    throw FormatError(where + "the header is not valid JSON");
+  p->entries = std::move(reader.entries);
+  p->metadata = std::move(reader.metadata);
+  p->data_at = size_t(8 + header);
+  check_layout(p->entries, p->map->bytes - p->data_at, where);
+  p->names.reserve(p->entries.size());
+  for (size_t i = 0; i < p->entries.size(); i++) {
+    const std::string& name = p->entries[i].name;
+    check<FormatError>(p->index.emplace(name, i).second, where, "tensor ", quoted(name), " appears twice");
+    p->names.push_back(name);
+  }
+  SafetensorsFile file;
+  file.p_ = std::move(p);
+  return file;
+}
+
+const std::vector<std::string>& SafetensorsFile::names() const { return p_->names; }
+bool SafetensorsFile::contains(const std::string& name) const { return p_->index.contains(name); }
+const std::map<std::string, std::string>& SafetensorsFile::metadata() const { return p_->metadata; }
+
+Tensor SafetensorsFile::tensor(const std::string& name) const {
+  auto it = p_->index.find(name);
+  check<WeightsError>(it != p_->index.end(), quoted(p_->path), ": no tensor ", quoted(name));
+  const Entry& e = p_->entries[it->second];
+  char* data = p_->map->data + p_->data_at + e.begin;
+  if (reinterpret_cast<uintptr_t>(data) % size_of(e.dtype) != 0) {
+    Tensor copy = Tensor::empty(e.shape, e.dtype);
+    std::memcpy(copy.raw(), data, e.end - e.begin);
+    return copy;
+  }
+  return Tensor::from_storage(std::make_shared<Storage>(data, e.end - e.begin, Device::cpu, p_->map), e.shape, e.dtype);
+}
+
+// ---- writing
+// -----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+std::string json_string(const std::string& s, const char* what) {
+  try {
+    return nlohmann::json(s).dump();
+  } catch (const nlohmann::json::exception&) {
+    throw ValueError(str("[write_safetensors] a ", what, " is not valid UTF-8"));
+  }
+}
+
+// Length prefix and header, padded with spaces so that the data begins at a multiple of 64 bytes.
+std::string make_header(const std::vector<const NamedTensor*>& tensors,
+                        const std::map<std::string, std::string>& metadata) {
+  std::string json = "{";
+  if (!metadata.empty()) {
+    json += str('"', kMetadata, "\":{");
+    for (bool first = true; auto& [key, value] : metadata) {
+      if (!first) json += ',';
+      first = false;
+      json += json_string(key, "metadata key") + ':' + json_string(value, "metadata value");
+    }
+    json += '}';
+  }
+  uint64_t at = 0;
+  for (const NamedTensor* t : tensors) {
+    if (json.size() > 1) json += ',';
+    json += json_string(t->name, "tensor name") + str(":{\"dtype\":\"", file_type(t->tensor.dtype()), "\",\"shape\":[");
+    for (int i = 0; i < t->tensor.ndim(); i++) json += (i ? "," : "") + std::to_string(t->tensor.size(i));
+    json += str("],\"data_offsets\":[", at, ',', at + t->tensor.nbytes(), "]}");
+    at += t->tensor.nbytes();
+  }
+  json += '}';
+  json.append((64 - (8 + json.size()) % 64) % 64, ' ');
+  check<ValueError>(json.size() <= kMaxHeader, "[write_safetensors] a header of ", json.size(),
+                    " bytes is over the limit of ", kMaxHeader);
+  uint64_t n = json.size();
+  return std::string(reinterpret_cast<const char*>(&n), 8) + json;
+}
+
+// A new file beside `path` that is removed again unless it was moved into place.
+class TemporaryFile {
+ public:
+  explicit TemporaryFile(const std::string& path) : path_(path) {
+    size_t slash = path.rfind('/');
+    folder_ = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+    static std::atomic<unsigned> counter{0};
+    do {
+      name_ = str(folder_, "/.deem-", ::getpid(), '-', counter++, ".tmp");
+      fd_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    } while (fd_ < 0 && errno == EEXIST);
+    if (fd_ < 0) fail_io("create a file in", folder_);
+    struct stat old;
+    if (::stat(path.c_str(), &old) == 0 && S_ISREG(old.st_mode))
+      (void)!::fchmod(fd_, old.st_mode & 07777);  // keep who may read it
+  }
+  ~TemporaryFile() {
+    if (fd_ >= 0) ::close(fd_);
+    if (!name_.empty()) ::unlink(name_.c_str());
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+
+  void write(const char* data, size_t bytes) {
+    constexpr size_t kChunk = size_t(16) << 20;  // between two looks at the cancel flag
+    while (bytes > 0) {
+      poll_cancel();
+      ssize_t n = ::write(fd_, data, std::min(bytes, kChunk));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) fail_io("write", path_, n == 0 ? ENOSPC : errno);
+      data += n;
+      bytes -= size_t(n);
+    }
+  }
+
+  void move_into_place() {
+    if (::fsync(fd_) != 0) fail_io("sync", path_);
+    int fd = std::exchange(fd_, -1);
+    if (::close(fd) != 0) fail_io("close", path_);
+    if (::rename(name_.c_str(), path_.c_str()) != 0) fail_io("replace", path_);
+    name_.clear();
+    Descriptor folder(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    // Some file systems cannot sync a folder and say EINVAL; a folder may be writable but not readable.
+    if (folder.fd >= 0 && ::fsync(folder.fd) != 0 && errno != EINVAL) fail_io("sync", folder_);
+  }
+
+ private:
+  std::string path_, folder_, name_;
+  int fd_ = -1;
+};
+
+}  // namespace
+
+void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  check_path(path);
+  std::set<std::string> names;
+  std::vector<const NamedTensor*> order;
+  for (const NamedTensor& t : tensors) {
+    check<ValueError>(t.name != kMetadata, "[write_safetensors] no tensor can be called ", kMetadata);
+    check<ValueError>(names.insert(t.name).second, "[write_safetensors] two tensors are called ", quoted(t.name));
+    check<ValueError>(t.tensor.defined(), "[write_safetensors] tensor ", quoted(t.name), " is undefined");
+    check<DeviceError>(t.tensor.device() == Device::cpu, "[write_safetensors] tensor ", quoted(t.name), " is on ",
+                       name_of(t.tensor.device()), ", copy it to the cpu first");
+    order.push_back(&t);
+  }
+  // Wide elements first: the format has no padding between tensors, and this keeps each one aligned for mapping.
+  std::stable_sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
+    return size_of(a->tensor.dtype()) > size_of(b->tensor.dtype());
+  });
+  std::string header = make_header(order, metadata);
+  TemporaryFile file(path);
+  file.write(header.data(), header.size());
+  for (const NamedTensor* t : order) {
+    Tensor flat = t->tensor.is_contiguous() ? t->tensor : t->tensor.clone();
+    file.write(static_cast<const char*>(flat.raw()), flat.nbytes());
+  }
+  file.move_into_place();
+}
+
+}  // namespace deem
