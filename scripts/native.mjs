@@ -16,7 +16,19 @@ for (const name of ['MAKEFLAGS', 'MFLAGS', 'MAKELEVEL', 'BUILDTYPE', 'V']) delet
 const out = join(root, 'build-cmake')
 const result = spawnSync(
   process.execPath,
-  [cmakeJs, 'build', '-d', root, '-O', out, '--parallel', process.env.DEEM_JOBS ?? '2', ...process.argv.slice(2)],
+  [
+    cmakeJs,
+    'build',
+    '--log-level',
+    'warn',
+    '-d',
+    root,
+    '-O',
+    out,
+    '--parallel',
+    process.env.DEEM_JOBS ?? '2',
+    ...process.argv.slice(2),
+  ],
   { stdio: 'inherit', env },
 )
 if (result.status !== 0) process.exit(result.status ?? 1)
@@ -25,4 +37,5 @@ const release = join(root, 'build/Release')
 mkdirSync(release, { recursive: true })
 for (const folder of [join(out, 'Release'), out])
   if (existsSync(folder))
-    for (const file of readdirSync(folder)) if (/\.(node|so(\.\d+)?)$/.test(file)) copyFileSync(join(folder, file), join(release, file))
+    for (const file of readdirSync(folder))
+      if (/\.(node|so(\.\d+)?)$/.test(file)) copyFileSync(join(folder, file), join(release, file))

@@ -1,8 +1,9 @@
-// The system packages a build from source needs. Installs them where this process may, else prints the line to type.
+// System packages that the build and the checks need. Installs them where this process may, else prints the line to type.
 import { spawnSync } from 'node:child_process'
 import { existsSync } from 'node:fs'
 
-const needed = [
+/** What a build from source needs. */
+export const buildPackages = [
   { package: 'g++', present: () => runs('c++') },
   { package: 'cmake', present: () => runs('cmake') },
   { package: 'make', present: () => runs('make') },
@@ -10,18 +11,29 @@ const needed = [
   { package: 'nlohmann-json3-dev', present: () => header('nlohmann/json.hpp') },
 ]
 
-export function requireSystemPackages() {
+/** The formatter's output depends on its version, so the version is part of its name. */
+export const formatPackages = [{ package: 'clang-format-14', present: () => runs('clang-format-14') }]
+
+/** True when all are there, if need be after installing them. */
+export function haveSystemPackages(needed, purpose) {
   const missing = needed.filter((n) => !n.present()).map((n) => n.package)
-  if (missing.length === 0) return
+  if (missing.length === 0) return true
   const root = process.getuid?.() === 0
-  const line = `${root ? '' : 'sudo '}apt-get update && ${root ? '' : 'sudo '}apt-get install -y ${missing.join(' ')}`
+  const sudo = root ? '' : 'sudo '
   if (root && runs('apt-get')) {
     console.log(`installing ${missing.join(' ')}`)
-    spawnSync('sh', ['-c', `apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy ${missing.join(' ')}`], { stdio: 'inherit' })
-    if (needed.every((n) => n.present())) return
+    const install = `apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends ${missing.join(' ')}`
+    spawnSync('sh', ['-c', install], { stdio: 'inherit' })
+    if (needed.every((n) => n.present())) return true
   }
-  console.error(`deem is built from source here and needs: ${missing.join(', ')}. Type:\n  ${line}`)
-  process.exit(1)
+  console.error(
+    `${purpose} needs: ${missing.join(', ')}. Type:\n  ${sudo}apt-get update && ${sudo}apt-get install -y ${missing.join(' ')}`,
+  )
+  return false
+}
+
+export function requireSystemPackages() {
+  if (!haveSystemPackages(buildPackages, 'deem is built from source here and')) process.exit(1)
 }
 
 function runs(command) {
