@@ -23,26 +23,26 @@ Tensor exp(const Tensor& x);
 Tensor log(const Tensor& x);
 Tensor sqrt(const Tensor& x);
 Tensor square(const Tensor& x);
-Tensor abs(const Tensor& x);            // gradient 0 at 0
+Tensor abs(const Tensor& x);  // gradient 0 at 0
 Tensor tanh(const Tensor& x);
 Tensor sigmoid(const Tensor& x);
 Tensor relu(const Tensor& x);
-Tensor silu(const Tensor& x);           // x * sigmoid(x)
-Tensor gelu(const Tensor& x);           // x * Phi(x), exact (erf)
-Tensor gelu_tanh(const Tensor& x);      // the tanh approximation
-Tensor quick_gelu(const Tensor& x);     // x * sigmoid(1.702 x)
-Tensor clamp(const Tensor& x, double low, double high);  // gradient passes inside [low, high]
+Tensor silu(const Tensor& x);                                           // x * sigmoid(x)
+Tensor gelu(const Tensor& x);                                           // x * Phi(x), exact (erf)
+Tensor gelu_tanh(const Tensor& x);                                      // the tanh approximation
+Tensor quick_gelu(const Tensor& x);                                     // x * sigmoid(1.702 x)
+Tensor clamp(const Tensor& x, double low, double high);                 // gradient passes inside [low, high]
 Tensor where(const Tensor& mask_u8, const Tensor& a, const Tensor& b);  // mask != 0 ? a : b, all three broadcast
 Tensor greater(const Tensor& x, double limit);  // greater.cpp: x > limit as u8; a mask, so never recorded
-Tensor cast(const Tensor& x, DType to);  // any dtype to any; differentiable between floating ones
+Tensor cast(const Tensor& x, DType to);         // any dtype to any; differentiable between floating ones
 void add_(const Tensor& sum, const Tensor& x);  // in place, same shape and dtype, sum contiguous; never recorded
 
 // ---- gated.cpp: the two halves of the last axis ------------------------------------------------------------------------
-Tensor geglu(const Tensor& x);                           // x[..., :n] * gelu(x[..., n:])
-Tensor swiglu(const Tensor& x);                          // silu(x[..., :n]) * x[..., n:]
+Tensor geglu(const Tensor& x);   // x[..., :n] * gelu(x[..., n:])
+Tensor swiglu(const Tensor& x);  // silu(x[..., :n]) * x[..., n:]
 
 // ---- reduce.cpp --------------------------------------------------------------------------------------------------------
-Tensor sum(const Tensor& x, const std::vector<int64_t>& axes = {}, bool keep_dims = false);   // no axes: all
+Tensor sum(const Tensor& x, const std::vector<int64_t>& axes = {}, bool keep_dims = false);  // no axes: all
 Tensor mean(const Tensor& x, const std::vector<int64_t>& axes = {}, bool keep_dims = false);
 Tensor sum_to(const Tensor& x, const Shape& shape);      // undoes broadcasting from `shape`
 Tensor mse_loss(const Tensor& x, const Tensor& target);  // mean((x - target)^2), scalar f32
@@ -70,7 +70,8 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, co
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps);  // last axis
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);                        // last axis
 // x [N, H, W, C] or [N, T, C]; statistics over the positions and channels of a group; silu(y) if asked.
-Tensor group_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups, double eps, bool silu = false);
+Tensor group_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t groups, double eps,
+                  bool silu = false);
 
 // ---- attention.cpp -----------------------------------------------------------------------------------------------------
 struct AttentionOptions {
@@ -129,24 +130,24 @@ Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width);  // [N, 
 Tensor resize_nearest(const Tensor& x, int64_t height, int64_t width);   // [N, H, W, C], source = floor(i * in / out)
 
 // ---- tables.cpp: position tables, f32, no inputs that want gradients ---------------------------------------------------
-Tensor timestep_embedding(const Tensor& t, int64_t dim);                 // t [N] i64 or float -> [N, dim], cosines first
-Tensor sincos_1d(int64_t dim, int64_t count);                            // [count, dim], sines first
-Tensor sincos_2d(int64_t dim, int64_t side, bool with_cls);              // [side * side (+1), dim], row half then column half
+Tensor timestep_embedding(const Tensor& t, int64_t dim);     // t [N] i64 or float -> [N, dim], cosines first
+Tensor sincos_1d(int64_t dim, int64_t count);                // [count, dim], sines first
+Tensor sincos_2d(int64_t dim, int64_t side, bool with_cls);  // [side * side (+1), dim], row half then column half
 
 // ---- view.cpp ----------------------------------------------------------------------------------------------------------
-Tensor reshape(const Tensor& x, const Shape& shape);                     // one size may be -1; copies only if it must
-Tensor permute(const Tensor& x, const std::vector<int64_t>& axes);       // view
+Tensor reshape(const Tensor& x, const Shape& shape);                      // one size may be -1; copies only if it must
+Tensor permute(const Tensor& x, const std::vector<int64_t>& axes);        // view
 Tensor slice(const Tensor& x, int64_t axis, int64_t begin, int64_t end);  // view; negative counts from the end
-Tensor broadcast_to(const Tensor& x, const Shape& shape);                // view
+Tensor broadcast_to(const Tensor& x, const Shape& shape);                 // view
 Tensor cat(const Tensors& parts, int64_t axis);
 Tensor stack(const Tensors& parts, int64_t axis);
-Tensor pad_rows(const Tensor& x, int64_t rows);                          // zero rows appended on axis 0
-Tensor gather_rows(const Tensor& x, const Tensor& index);                // axis 0; index i64 [...], -1 gives a zero row
-Tensor contiguous(const Tensor& x);                                      // itself, or a recorded copy
+Tensor pad_rows(const Tensor& x, int64_t rows);            // zero rows appended on axis 0
+Tensor gather_rows(const Tensor& x, const Tensor& index);  // axis 0; index i64 [...], -1 gives a zero row
+Tensor contiguous(const Tensor& x);                        // itself, or a recorded copy
 
 // ---- random.cpp: see core/rng.h ----------------------------------------------------------------------------------------
-Tensor randn(const Shape& shape, int64_t seed, int64_t stream);          // normal
-Tensor rand(const Shape& shape, int64_t seed, int64_t stream);           // [0, 1)
+Tensor randn(const Shape& shape, int64_t seed, int64_t stream);                               // normal
+Tensor rand(const Shape& shape, int64_t seed, int64_t stream);                                // [0, 1)
 Tensor randint(const Shape& shape, int64_t low, int64_t high, int64_t seed, int64_t stream);  // i64 in [low, high)
 Tensor dropout(const Tensor& x, double p);    // inverted; takes one stream of the RngScope; identity where p == 0
 Tensor drop_path(const Tensor& x, double p);  // stochastic depth: drops whole rows of axis 0

@@ -21,7 +21,8 @@ function keysAt(schema: z.ZodType, path: readonly PropertyKey[]): string[] {
   let at: unknown = schema
   const open = (s: unknown): unknown => {
     let inner = s
-    while (inner instanceof z.ZodOptional || inner instanceof z.ZodDefault || inner instanceof z.ZodNullable) inner = inner.unwrap()
+    while (inner instanceof z.ZodOptional || inner instanceof z.ZodDefault || inner instanceof z.ZodNullable)
+      inner = inner.unwrap()
     return inner
   }
   for (const key of path) {
@@ -41,7 +42,13 @@ export function nearest(name: string, known: readonly string[]): string | undefi
     for (let i = 1; i <= a.length; i++) {
       const next = [i]
       for (let j = 1; j <= b.length; j++)
-        next.push(Math.min((row[j] as number) + 1, (next[j - 1] as number) + 1, (row[j - 1] as number) + (a[i - 1] === b[j - 1] ? 0 : 1)))
+        next.push(
+          Math.min(
+            (row[j] as number) + 1,
+            (next[j - 1] as number) + 1,
+            (row[j - 1] as number) + (a[i - 1] === b[j - 1] ? 0 : 1),
+          ),
+        )
       row = next
     }
     return row[b.length] as number

@@ -1,8 +1,34 @@
 export { DeemError, type ErrorCode } from './errors.js'
 export { readTensors, writeTensors } from './files.js'
-export { type CreateOptions, type ForwardOptions, type LoadReport, Module, modelKinds, type NameMatch, output, type ParameterInfo } from './module.js'
-export { type Activation, type AttentionOptions, type Conv2dOptions, type MmfsOptions, noGrad, type Ops, ops } from './ops.js'
+export {
+  type CreateOptions,
+  type ForwardOptions,
+  type LoadReport,
+  Module,
+  modelKinds,
+  type NameMatch,
+  output,
+  type ParameterInfo,
+} from './module.js'
+export {
+  type Activation,
+  type AttentionOptions,
+  type Conv2dOptions,
+  type MmfsOptions,
+  noGrad,
+  type Ops,
+  ops,
+} from './ops.js'
 export { Scope, tidy } from './scope.js'
-export { emptyCache, isa, type MemoryReport, memory, resetPeakMemory, setMemoryLimit, setThreads, threads } from './system.js'
+export {
+  emptyCache,
+  isa,
+  type MemoryReport,
+  memory,
+  resetPeakMemory,
+  setMemoryLimit,
+  setThreads,
+  threads,
+} from './system.js'
 export type { CallOptions } from './task.js'
-export { backward, type DType, Tensor, tensor, type TypedArray } from './tensor.js'
+export { backward, type DType, Tensor, type TypedArray, tensor } from './tensor.js'

@@ -47,7 +47,11 @@ export class Module implements Disposable {
   }
 
   /** Builds a model of a registered kind with fresh parameters. Throws ERR_CONFIG naming unknown or missing keys. */
-  static async create(kind: string, config: object, { seed = 0, dtype = 'f32', signal }: CreateOptions = {}): Promise<Module> {
+  static async create(
+    kind: string,
+    config: object,
+    { seed = 0, dtype = 'f32', signal }: CreateOptions = {},
+  ): Promise<Module> {
     return new Module(kind, await createHandle(kind, config, { seed, dtype, ...(signal && { signal }) }))
   }
 
@@ -98,7 +102,10 @@ export class Module implements Disposable {
    * Reads weights from a safetensors file. `prefix` selects tensors and is cut off their names. Throws ERR_WEIGHTS listing
    * what is missing or unexpected unless `strict` is false, which returns the lists instead.
    */
-  load(path: string, { prefix = '', strict = true, signal }: { prefix?: string; strict?: boolean } & CallOptions = {}): Promise<LoadReport> {
+  load(
+    path: string,
+    { prefix = '', strict = true, signal }: { prefix?: string; strict?: boolean } & CallOptions = {},
+  ): Promise<LoadReport> {
     return run(() => this.handle.load(path, prefix, strict), { ...(signal && { signal }) })
   }
   /** Writes all parameters and buffers as safetensors, atomically; `dtype` defaults to the model's. */
@@ -131,7 +138,11 @@ export class Module implements Disposable {
 }
 
 /** @internal */
-export async function createHandle(kind: string, config: object, { seed = 0, dtype = 'f32', signal }: CreateOptions): Promise<NativeModel> {
+export async function createHandle(
+  kind: string,
+  config: object,
+  { seed = 0, dtype = 'f32', signal }: CreateOptions,
+): Promise<NativeModel> {
   if (!Number.isSafeInteger(seed)) throw new DeemError('ERR_VALUE', `a seed must be a whole number but is ${seed}`)
   return run(() => native.createModel(kind, JSON.stringify(config), seed, dtype), { ...(signal && { signal }) })
 }

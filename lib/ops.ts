@@ -137,7 +137,9 @@ function wrap(f: (...args: unknown[]) => NativeTensor | number): (...args: unkno
   }
 }
 
-export const ops: Ops = Object.fromEntries(Object.entries(native.ops).map(([name, f]) => [name, wrap(f)])) as unknown as Ops
+export const ops: Ops = Object.fromEntries(
+  Object.entries(native.ops).map(([name, f]) => [name, wrap(f)]),
+) as unknown as Ops
 
 /** Runs `fn` without recording graphs. Synchronous only. */
 export function noGrad<T>(fn: () => T): T {

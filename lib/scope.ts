@@ -22,7 +22,8 @@ export function tidy<T>(fn: () => T): T {
   active = mine
   try {
     const result = fn()
-    if (result instanceof Promise) throw new DeemError('ERR_VALUE', '[tidy] needs a synchronous function; use a Scope in async code')
+    if (result instanceof Promise)
+      throw new DeemError('ERR_VALUE', '[tidy] needs a synchronous function; use a Scope in async code')
     for (const kept of ownedIn(result)) {
       mine.delete(kept)
       outer?.add(kept)

@@ -98,8 +98,19 @@ export class Tensor implements Disposable {
 }
 
 /** Gradients of `sum_i sum(tensors[i] * gradients[i])` into every leaf below; absent gradients mean one, for scalars. */
-export function backward(tensors: readonly Tensor[], gradients?: readonly Tensor[], options?: CallOptions): Promise<void> {
-  return run(() => native.backward(tensors.map((t) => t.handle), gradients ? gradients.map((g) => g.handle) : null), options)
+export function backward(
+  tensors: readonly Tensor[],
+  gradients?: readonly Tensor[],
+  options?: CallOptions,
+): Promise<void> {
+  return run(
+    () =>
+      native.backward(
+        tensors.map((t) => t.handle),
+        gradients ? gradients.map((g) => g.handle) : null,
+      ),
+    options,
+  )
 }
 
 /**

@@ -12,8 +12,8 @@
 namespace deem {
 
 struct Edge {
-  std::shared_ptr<Node> node;         // the operation that made the input,
-  std::shared_ptr<TensorImpl> leaf;   // or the leaf it is; neither where no gradient is wanted
+  std::shared_ptr<Node> node;        // the operation that made the input,
+  std::shared_ptr<TensorImpl> leaf;  // or the leaf it is; neither where no gradient is wanted
 };
 
 struct Node {
@@ -58,10 +58,8 @@ void accumulate(Tensor& sum, Tensor g) {
     sum = std::move(g);
     return;
   }
-  if (sum.impl_ptr().use_count() == 1 && sum.impl()->storage.use_count() == 1 && sum.is_contiguous())
-    add_(sum, g);
-  else
-    sum = add(sum, g);
+  if (sum.impl_ptr().use_count() == 1 && sum.impl()->storage.use_count() == 1 && sum.is_contiguous()) add_(sum, g);
+  else sum = add(sum, g);
 }
 
 }  // namespace
@@ -105,7 +103,8 @@ Tensor record(const char* op, Tensor y, const Tensors& inputs, BackwardFn backwa
 
 Tensor no_gradient(const char* op, Tensor y, const Tensors& inputs) {
   poll_cancel();
-  if (any_tracked(inputs)) throw NoGradient(str("[", op, "] has no gradient but got a tensor that wants one; detach it first"));
+  if (any_tracked(inputs))
+    throw NoGradient(str("[", op, "] has no gradient but got a tensor that wants one; detach it first"));
   return y;
 }
 
@@ -119,7 +118,8 @@ void backward(const Tensors& roots, const Tensors& seeds) {
 
   auto deliver = [&](const std::shared_ptr<Node>& node, TensorImpl* leaf, Tensor g) {
     if (leaf) {
-      check<ShapeError>(g.shape() == leaf->shape, "[backward] a gradient of shape ", g.shape(), " reached a leaf of shape ", leaf->shape);
+      check<ShapeError>(g.shape() == leaf->shape, "[backward] a gradient of shape ", g.shape(),
+                        " reached a leaf of shape ", leaf->shape);
       Tensor sum = leaf->grad ? Tensor(std::move(leaf->grad)) : Tensor();
       // The leaf's own copy must not alias another tensor that is still in use.
       bool fresh = !sum && (g.impl_ptr().use_count() > 1 || g.impl()->storage.use_count() > 1 || !g.is_contiguous());
@@ -140,7 +140,8 @@ void backward(const Tensors& roots, const Tensors& seeds) {
       check<ShapeError>(y.numel() == 1, "[backward] a gradient must be given for a tensor of shape ", y.shape());
       g = Tensor::full(y.shape(), 1, y.dtype());
     }
-    check<ShapeError>(g.shape() == y.shape(), "[backward] gradient of shape ", g.shape(), " for a tensor of shape ", y.shape());
+    check<ShapeError>(g.shape() == y.shape(), "[backward] gradient of shape ", g.shape(), " for a tensor of shape ",
+                      y.shape());
     check<DTypeError>(g.dtype() == y.dtype(), "[backward] gradient is ", g.dtype(), " but the tensor is ", y.dtype());
     deliver(y.impl()->node, y.impl()->node ? nullptr : y.impl(), contiguous(g.detach()));
   }
@@ -198,7 +199,8 @@ Tensor checkpoint(const std::function<Tensor(const Tensors&)>& fn, const Tensors
     }
     Tensors grads(inputs.size());
     for (size_t i = 0; i < inputs.size(); i++)
-      if (needs[i]) grads[i] = leaves[i].grad() ? leaves[i].grad() : Tensor::zeros(inputs[i].shape(), inputs[i].dtype());
+      if (needs[i])
+        grads[i] = leaves[i].grad() ? leaves[i].grad() : Tensor::zeros(inputs[i].shape(), inputs[i].dtype());
     return grads;
   });
 }

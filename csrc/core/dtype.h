@@ -42,8 +42,14 @@ struct f16 {
   // Round to nearest even; overflow becomes infinity, tiny values become subnormal.
   DEEM_INLINE explicit f16(float f) {
     uint32_t u = std::bit_cast<uint32_t>(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
-    if (a > 0x7f800000) { bits = uint16_t(sign | 0x7e00 | (a >> 13 & 0x3ff)); return; }
-    if (a >= 0x477ff000) { bits = uint16_t(sign | 0x7c00); return; }
+    if (a > 0x7f800000) {
+      bits = uint16_t(sign | 0x7e00 | (a >> 13 & 0x3ff));
+      return;
+    }
+    if (a >= 0x477ff000) {
+      bits = uint16_t(sign | 0x7c00);
+      return;
+    }
     if (a < 0x38800000) {  // below the smallest normal half: let float addition round at 2^-24
       float v = std::bit_cast<float>(a) + 0.5f;
       bits = uint16_t(sign | (std::bit_cast<uint32_t>(v) - 0x3f000000));
@@ -54,19 +60,40 @@ struct f16 {
   }
 };
 
-template <class T> struct dtype_of;
-template <> struct dtype_of<float> { static constexpr DType value = DType::f32; };
-template <> struct dtype_of<bf16> { static constexpr DType value = DType::bf16; };
-template <> struct dtype_of<f16> { static constexpr DType value = DType::f16; };
-template <> struct dtype_of<int64_t> { static constexpr DType value = DType::i64; };
-template <> struct dtype_of<int32_t> { static constexpr DType value = DType::i32; };
-template <> struct dtype_of<uint8_t> { static constexpr DType value = DType::u8; };
+template <class T>
+struct dtype_of;
+template <>
+struct dtype_of<float> {
+  static constexpr DType value = DType::f32;
+};
+template <>
+struct dtype_of<bf16> {
+  static constexpr DType value = DType::bf16;
+};
+template <>
+struct dtype_of<f16> {
+  static constexpr DType value = DType::f16;
+};
+template <>
+struct dtype_of<int64_t> {
+  static constexpr DType value = DType::i64;
+};
+template <>
+struct dtype_of<int32_t> {
+  static constexpr DType value = DType::i32;
+};
+template <>
+struct dtype_of<uint8_t> {
+  static constexpr DType value = DType::u8;
+};
 
 constexpr size_t size_of(DType t) {
   switch (t) {
     case DType::i64: return 8;
-    case DType::f32: case DType::i32: return 4;
-    case DType::bf16: case DType::f16: return 2;
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::bf16:
+    case DType::f16: return 2;
     case DType::u8: return 1;
   }
   return 0;

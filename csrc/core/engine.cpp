@@ -11,7 +11,8 @@ static thread_local CancelFlag* running_flag = nullptr;
 static thread_local bool on_engine = false;
 
 void poll_cancel() {
-  if (running_flag && running_flag->raised.load(std::memory_order_relaxed)) [[unlikely]] throw Aborted("the task was aborted");
+  if (running_flag && running_flag->raised.load(std::memory_order_relaxed)) [[unlikely]]
+    throw Aborted("the task was aborted");
 }
 
 struct Engine::Impl {

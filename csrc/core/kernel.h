@@ -7,7 +7,7 @@ namespace deem {
 
 constexpr int kIsaCount = 3;  // sse4, avx2, avx512; kernels outside csrc/cpu/kernels register at 0
 
-int current_isa();                        // best one this machine has, or what DEEM_ISA asks for
+int current_isa();  // best one this machine has, or what DEEM_ISA asks for
 const char* isa_name(int isa);
 [[noreturn]] void throw_no_kernel(const char* op, Device d);
 

@@ -100,9 +100,7 @@ class HeaderReader {
 
   bool start_object(size_t) {
     switch (at_) {
-      case At::start:
-        at_ = At::top;
-        return true;
+      case At::start: at_ = At::top; return true;
       case At::top:
         at_ = key_ == kMetadata ? At::metadata : At::entry;
         if (at_ == At::metadata) {
@@ -116,8 +114,7 @@ class HeaderReader {
           offsets_ = 0;
         }
         return true;
-      default:
-        return value("an object");
+      default: return value("an object");
     }
   }
   bool key(std::string& name) {
@@ -139,12 +136,9 @@ class HeaderReader {
     return true;
   }
   bool start_array(size_t) {
-    if (at_ == At::entry && key_ == "shape")
-      at_ = At::shape;
-    else if (at_ == At::entry && key_ == "data_offsets")
-      at_ = At::offsets;
-    else
-      return value("an array");
+    if (at_ == At::entry && key_ == "shape") at_ = At::shape;
+    else if (at_ == At::entry && key_ == "data_offsets") at_ = At::offsets;
+    else return value("an array");
     return true;
   }
   bool end_array() {
@@ -166,18 +160,12 @@ class HeaderReader {
   // Something stands where the format has something else.
   bool value(const std::string& what) const {
     switch (at_) {
-      case At::start:
-        throw FormatError(where_ + "the header must be an object but is " + what);
-      case At::top:
-        throw FormatError(where_ + quoted(key_) + " must be an object but is " + what);
-      case At::metadata:
-        throw FormatError(where_ + "metadata " + quoted(key_) + " must be a string but is " + what);
-      case At::entry:
-        throw FormatError(tensor() + key_ + " must not be " + what);
-      case At::shape:
-        throw FormatError(tensor() + "shape must be a list of sizes but holds " + what);
-      case At::offsets:
-        throw FormatError(tensor() + "data_offsets must be two byte positions but holds " + what);
+      case At::start: throw FormatError(where_ + "the header must be an object but is " + what);
+      case At::top: throw FormatError(where_ + quoted(key_) + " must be an object but is " + what);
+      case At::metadata: throw FormatError(where_ + "metadata " + quoted(key_) + " must be a string but is " + what);
+      case At::entry: throw FormatError(tensor() + key_ + " must not be " + what);
+      case At::shape: throw FormatError(tensor() + "shape must be a list of sizes but holds " + what);
+      case At::offsets: throw FormatError(tensor() + "data_offsets must be two byte positions but holds " + what);
     }
     return false;
   }
@@ -195,8 +183,7 @@ uint64_t bytes_of(const Entry& e, const std::string& where) {
   uint64_t n = 1;
   bool zero = false;
   for (int64_t d : e.shape) {
-    if (d == 0)
-      zero = true;
+    if (d == 0) zero = true;
     else
       check<FormatError>(!__builtin_mul_overflow(n, uint64_t(d), &n) && n < (uint64_t(1) << 46), where, "tensor ",
                          quoted(e.name), ": shape ", e.shape, " has too many elements");

@@ -10,7 +10,9 @@ int64_t Shape::numel() const {
   for (int64_t d : *this) {
     check<ShapeError>(d >= 0, "sizes must not be negative but the shape is ", *this);
     if (d == 0) zero = true;
-    else check<ShapeError>(!__builtin_mul_overflow(n, d, &n) && n < (int64_t(1) << 46), "shape ", *this, " has too many elements");
+    else
+      check<ShapeError>(!__builtin_mul_overflow(n, d, &n) && n < (int64_t(1) << 46), "shape ", *this,
+                        " has too many elements");
   }
   return zero ? 0 : n;
 }
@@ -44,7 +46,8 @@ Shape broadcast_shapes(const char* op, const Shape& a, const Shape& b) {
 }
 
 int normalize_axis(const char* op, int64_t axis, int ndim) {
-  check<ShapeError>(axis >= -ndim && axis < ndim, "[", op, "] axis ", axis, " is out of range for ", ndim, " dimensions");
+  check<ShapeError>(axis >= -ndim && axis < ndim, "[", op, "] axis ", axis, " is out of range for ", ndim,
+                    " dimensions");
   return int(axis < 0 ? axis + ndim : axis);
 }
 

@@ -18,7 +18,8 @@ class Shape {
   Shape(std::initializer_list<int64_t> dims) : Shape(dims.begin(), dims.end()) {}
   explicit Shape(const std::vector<int64_t>& dims) : Shape(dims.data(), dims.data() + dims.size()) {}
   Shape(const int64_t* first, const int64_t* last) {
-    check<ShapeError>(last - first <= kMaxDims, "a tensor has at most ", kMaxDims, " dimensions but got ", last - first);
+    check<ShapeError>(last - first <= kMaxDims, "a tensor has at most ", kMaxDims, " dimensions but got ",
+                      last - first);
     for (; first != last; ++first) d_[n_++] = *first;
   }
 

@@ -36,9 +36,9 @@ struct TensorImpl {
   int64_t offset = 0;  // elements
   Shape shape, strides;
   DType dtype = DType::f32;
-  bool requires_grad = false;         // a leaf whose gradient is wanted
-  std::shared_ptr<Node> node;         // what made this tensor, when it is tracked
-  std::shared_ptr<TensorImpl> grad;   // leaves only
+  bool requires_grad = false;        // a leaf whose gradient is wanted
+  std::shared_ptr<Node> node;        // what made this tensor, when it is tracked
+  std::shared_ptr<TensorImpl> grad;  // leaves only
 };
 
 class Tensor {
@@ -71,15 +71,15 @@ class Tensor {
 
   void* raw() const { return static_cast<char*>(p_->storage->data) + p_->offset * int64_t(size_of(p_->dtype)); }
   template <class T>
-  T* data() const;            // throws DTypeError where T is not the tensor's type
+  T* data() const;  // throws DTypeError where T is not the tensor's type
   template <class T>
   std::span<T> values() const;  // all elements of a contiguous CPU tensor
-  double item() const;        // the only element, as a double; throws ShapeError for more
+  double item() const;          // the only element, as a double; throws ShapeError for more
 
   // Same storage, other shape and strides; not recorded. Operations on graphs are in ops.h.
   Tensor view(const Shape& shape, const Shape& strides, int64_t offset) const;
-  Tensor detach() const;      // same storage, no history
-  Tensor clone() const;       // contiguous copy, no history
+  Tensor detach() const;  // same storage, no history
+  Tensor clone() const;   // contiguous copy, no history
 
   bool requires_grad() const { return p_->requires_grad; }
   void set_requires_grad(bool on) const;  // leaves of a floating dtype only
@@ -108,8 +108,8 @@ std::span<T> Tensor::values() const {
 
 template <class T>
 Tensor Tensor::from(const Shape& shape, std::span<const T> values) {
-  check<ShapeError>(shape.numel() == int64_t(values.size()), "shape ", shape, " needs ", shape.numel(), " values but got ",
-                    values.size());
+  check<ShapeError>(shape.numel() == int64_t(values.size()), "shape ", shape, " needs ", shape.numel(),
+                    " values but got ", values.size());
   Tensor t = empty(shape, dtype_of<T>::value);
   std::copy(values.begin(), values.end(), t.data<T>());
   return t;

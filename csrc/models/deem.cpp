@@ -33,7 +33,8 @@ static constexpr int64_t kMaskSide = 112;
 
 MaskPooling::MaskPooling(const Scope& s, int64_t width)
     : mask_linear{Linear(s / "mask_linear" / "layers" / 0, kMaskSide * kMaskSide, width),
-                  Linear(s / "mask_linear" / "layers" / 1, width, width), Linear(s / "mask_linear" / "layers" / 2, width, width)},
+                  Linear(s / "mask_linear" / "layers" / 1, width, width),
+                  Linear(s / "mask_linear" / "layers" / 2, width, width)},
       mask_feat_linear(s / "mask_feat_linear", width, width),
       width(width) {}
 
@@ -45,7 +46,8 @@ Tensor MaskPooling::operator()(const std::array<Tensor, 4>& maps, const Tensor& 
     Tensor count = add_scalar(sum(inside, {1, 2}), 1e-8);  // [N, 1]
     rows.push_back(mask_feat_linear(div(sum(mul(m, inside), {1, 2}), count)));
   }
-  Tensor shape = reshape(resize_bilinear(cast(mask, maps[0].dtype()), kMaskSide, kMaskSide), {n, kMaskSide * kMaskSide});
+  Tensor shape =
+      reshape(resize_bilinear(cast(mask, maps[0].dtype()), kMaskSide, kMaskSide), {n, kMaskSide * kMaskSide});
   rows.push_back(mask_linear[2](mask_linear[1](mask_linear[0](shape, Activation::relu), Activation::relu)));
   return stack(rows, 1);
 }
@@ -58,8 +60,9 @@ VisualTokenizer::VisualTokenizer(const Scope& s, const DeemConfig& c)
       proj_i(s / "proj_i", c.visual_perceiver.hidden_size, c.image_embed_dim, true, Init::normal(1e-3), Init::zeros()),
       pos_ln(s / "pos_ln", c.visual_perceiver.encoder_hidden_size, 1e-6),
       post_ln(s / "post_ln", c.visual_perceiver.encoder_hidden_size, 1e-6),
-      pos_embed(s.buffer("pos_embed", {c.grid_size * c.grid_size + 1, c.visual_perceiver.encoder_hidden_size},
-                         Init::from([&] { return sincos_2d(c.visual_perceiver.encoder_hidden_size, c.grid_size, true); }))),
+      pos_embed(
+          s.buffer("pos_embed", {c.grid_size * c.grid_size + 1, c.visual_perceiver.encoder_hidden_size},
+                   Init::from([&] { return sincos_2d(c.visual_perceiver.encoder_hidden_size, c.grid_size, true); }))),
       clip_mean(s.buffer("clip_mean", {1, 3, 1, 1}, rgb(kClipMean))),
       clip_std(s.buffer("clip_std", {1, 3, 1, 1}, rgb(kClipStd))),
       perceiver(s / "perceiver_resampler", c.visual_perceiver) {
@@ -76,7 +79,8 @@ Seen VisualTokenizer::look(const Tensor& image, const Tensor& mask, Mode mode) c
     seen.maps[i] = add(m, reshape(resample_table(grid_pos, h * w), {1, h, w, m.size(3)}));
   }
   int64_t n = image.size(0), count = features.tokens.size(1), side = int64_t(std::lround(std::sqrt(double(count - 1))));
-  check<ShapeError>(side * side == count - 1, "[deem] images must be square but the encoder's map has ", count - 1, " positions");
+  check<ShapeError>(side * side == count - 1, "[deem] images must be square but the encoder's map has ", count - 1,
+                    " positions");
   Tensor q = add(pos_ln(pos_proj(features.tokens)), resample_table(pos_embed, count));
   Tensor inside = reshape(region(mask, side, side, q.dtype()), {n, side * side, 1});
   q = post_ln(mul(q, cat({Tensor::full({n, 1, 1}, 1, q.dtype()), inside}, 1)));
@@ -89,24 +93,27 @@ Deem::Deem(const Json& config, uint64_t seed, DType dtype)
     : Model(seed, dtype),
       c_(DeemConfig::read(config)),
       visual_(Scope(params) / "visual_tokenizer", c_),
-      llm_(Scope(params) / "mm_decoder", [&] {
-        LlamaConfig llm = c_.llm;
-        llm.vocab_size = c_.txt_vocab_size;
-        return llm;
-      }()),
+      llm_(Scope(params) / "mm_decoder",
+           [&] {
+             LlamaConfig llm = c_.llm;
+             llm.vocab_size = c_.txt_vocab_size;
+             return llm;
+           }()),
       head_(Scope(params) / "text_decoder", TextHeadConfig{c_.llm.hidden_size, c_.txt_vocab_size, c_.llm.vocab_size}),
       image_perceiver_(Scope(params) / "image_decoder" / "perceiver_resampler", c_.image_perceiver),
-      neg_prompt_embeds_(Scope(params).param(
-          "image_decoder.neg_prompt_embeds", {1, c_.image_perceiver.num_queries, c_.image_perceiver.hidden_size}, Init::normal(0.02))),
+      neg_prompt_embeds_(Scope(params).param("image_decoder.neg_prompt_embeds",
+                                             {1, c_.image_perceiver.num_queries, c_.image_perceiver.hidden_size},
+                                             Init::normal(0.02))),
       context_feat_proj_(Scope(params) / "context_feat_proj", c_.llm.hidden_size, c_.llm.hidden_size),
       soi_token_(Scope(params).param("soi_token", {1, c_.llm.hidden_size}, Init::zeros())) {
   params.alias("visual_tokenizer.neg_prompt_embeds", "image_decoder.neg_prompt_embeds");
   for (Parameter& p : params.list()) {
     auto in = [&](const char* prefix) { return p.name.starts_with(prefix); };
-    bool frozen = (c_.freeze_llm && in("mm_decoder.") && p.name.find("llama_cross_attn") == std::string::npos) ||
-                  in("text_decoder.head.") || in("visual_tokenizer.encoder.vae.") ||
-                  (c_.freeze_dm && in("visual_tokenizer.encoder.unet.")) ||
-                  (c_.freeze_vfm && in("visual_tokenizer.sniffer.") && !in("visual_tokenizer.sniffer.vision_model.adapter"));
+    bool frozen =
+        (c_.freeze_llm && in("mm_decoder.") && p.name.find("llama_cross_attn") == std::string::npos) ||
+        in("text_decoder.head.") || in("visual_tokenizer.encoder.vae.") ||
+        (c_.freeze_dm && in("visual_tokenizer.encoder.unet.")) ||
+        (c_.freeze_vfm && in("visual_tokenizer.sniffer.") && !in("visual_tokenizer.sniffer.vision_model.adapter"));
     if (frozen && !p.buffer) p.value.set_requires_grad(false);
   }
 }
@@ -118,15 +125,17 @@ Tensor Deem::visible_mask(const TensorMap& inputs) const {
 }
 
 static void check_images(const char* name, const Tensor& t, int64_t count, int64_t side, int64_t channels) {
-  check<ShapeError>(t.ndim() == 4 && t.size(0) == count && t.size(3) == channels && (side == 0 || (t.size(1) == side && t.size(2) == side)),
-                    "[deem] ", name, " must be [", count, ", ", side ? str(side) : "H", ", ", side ? str(side) : "W", ", ", channels,
-                    "] but has shape ", t.shape());
+  check<ShapeError>(t.ndim() == 4 && t.size(0) == count && t.size(3) == channels &&
+                        (side == 0 || (t.size(1) == side && t.size(2) == side)),
+                    "[deem] ", name, " must be [", count, ", ", side ? str(side) : "H", ", ", side ? str(side) : "W",
+                    ", ", channels, "] but has shape ", t.shape());
 }
 
 Deem::Prepared Deem::prepare(const TensorMap& inputs, Mode mode) const {
   const Tensor& ids = input(inputs, "text_ids");
   Prepared p;
-  p.starts = find_images(ids, input(inputs, "num_image_per_seq"), optional_input(inputs, "nearest_bos_idxs"), c_.tokens);
+  p.starts =
+      find_images(ids, input(inputs, "num_image_per_seq"), optional_input(inputs, "nearest_bos_idxs"), c_.tokens);
   int64_t n = p.starts.images();
   p.visibility = image_visibility(ids, p.starts, c_.tokens);
   if (n == 0) {
@@ -138,7 +147,8 @@ Deem::Prepared Deem::prepare(const TensorMap& inputs, Mode mode) const {
   p.mask = visible_mask(inputs);
   check_images("image_tensors_mask", p.mask, n, 0, 1);
   p.seen = visual_.look(image, p.mask, mode);
-  p.embeds = embed_interleaved(ids, llm_.embed_tokens, visual_.proj_t(p.seen.query_embeds), soi_token_, c_.tokens.image, c_.tokens.soi);
+  p.embeds = embed_interleaved(ids, llm_.embed_tokens, visual_.proj_t(p.seen.query_embeds), soi_token_, c_.tokens.image,
+                               c_.tokens.soi);
   Tensors flat;
   for (const Tensor& m : p.seen.maps)
     if (std::find(c_.spatial_shapes.begin(), c_.spatial_shapes.end(), m.size(2)) != c_.spatial_shapes.end())
@@ -173,8 +183,8 @@ struct Denoised {
   Tensor error, latent, noisy, pred;
 };
 
-Denoised denoise(const Denoiser& d, const Tensor& mean, const Tensor& logvar, const Tensor& eps, const Tensor& noise, const Tensor& t,
-                 const Tensor& context, const std::vector<Tensor>& maps, const Tensor& mask) {
+Denoised denoise(const Denoiser& d, const Tensor& mean, const Tensor& logvar, const Tensor& eps, const Tensor& noise,
+                 const Tensor& t, const Tensor& context, const std::vector<Tensor>& maps, const Tensor& mask) {
   Denoised out;
   {
     GradMode off(false);  // DEEM never differentiates through the VAE
@@ -204,7 +214,8 @@ struct Draws {
   }
   static Tensor checked(const char* name, const Tensor& t, const Shape& shape, DType dtype) {
     check<ShapeError>(t.shape() == shape, "[deem] ", name, " must be ", shape, " but has shape ", t.shape());
-    check<DTypeError>(t.dtype() == dtype || (is_float(dtype) && is_float(t.dtype())), "[deem] ", name, " must be ", dtype, " but is ", t.dtype());
+    check<DTypeError>(t.dtype() == dtype || (is_float(dtype) && is_float(t.dtype())), "[deem] ", name, " must be ",
+                      dtype, " but is ", t.dtype());
     return t;
   }
 };
@@ -265,9 +276,10 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
     if (c_.compat.map_timesteps) t = sniffer_timesteps(t);
     std::vector<Tensor> maps;
     for (const Tensor& m : p.seen.maps)
-      maps.push_back(reshape(mul(m, region(p.mask, m.size(1), m.size(2), m.dtype())), {n, 1, m.size(1), m.size(2), m.size(3)}));
-    Denoised d = denoise(sd, mean, logvar, draws.normal("sniffer_eps", latent), draws.normal("sniffer_noise", latent), t,
-                         visual_.proj_i(p.seen.query_embeds), maps, Tensor::full({n, 1}, 1, DType::i64));
+      maps.push_back(
+          reshape(mul(m, region(p.mask, m.size(1), m.size(2), m.dtype())), {n, 1, m.size(1), m.size(2), m.size(3)}));
+    Denoised d = denoise(sd, mean, logvar, draws.normal("sniffer_eps", latent), draws.normal("sniffer_noise", latent),
+                         t, visual_.proj_i(p.seen.query_embeds), maps, Tensor::full({n, 1}, 1, DType::i64));
     // Full area over mask area, so that small regions weigh as much as whole pictures.
     Tensor inside = region(p.mask, latent[1], latent[2], d.error.dtype());
     Tensor weight = div(mul_scalar(inside, double(latent[1] * latent[2])), add_scalar(sum(inside, {1, 2}, true), 1e-8));
@@ -292,7 +304,8 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
     Denoised d = denoise(sd, mean, logvar, eps, noise, t, cond, ctx.history, ctx.history_mask);
     // Pictures whose context is only [bos, soi] have nothing to be painted from.
     Tensor real = cast(greater(add_scalar(sum(cast(ctx.keep, DType::f32), {1}), -2), 0), d.error.dtype());
-    if (auto m = optional_input(inputs, "image_loss_mask")) real = mul(real, Draws::checked("image_loss_mask", *m, {n}, DType::f32));
+    if (auto m = optional_input(inputs, "image_loss_mask"))
+      real = mul(real, Draws::checked("image_loss_mask", *m, {n}, DType::f32));
     gather("loss_img", deem::mean(mul(d.error, reshape(real, {n, 1, 1, 1}))), w_img);
     if (details) {
       out["context_features"] = ctx.features;

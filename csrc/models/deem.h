@@ -44,8 +44,8 @@ struct DeemConfig {
 
 // What the encoder saw of a batch of images.
 struct Seen {
-  Tensor query_embeds;      // [N, Q, C] after the resampler
-  Tensor tokens;            // [N, 1 + h * w, D] before positions
+  Tensor query_embeds;         // [N, Q, C] after the resampler
+  Tensor tokens;               // [N, 1 + h * w, D] before positions
   std::array<Tensor, 4> maps;  // [N, h, w, D] with positions added, unmasked
 };
 
@@ -91,9 +91,9 @@ class Deem : public Model {
   struct Prepared {
     ImageStarts starts;
     Seen seen;
-    Tensor mask;        // [N, H, W, 1]
-    Tensor embeds;      // [B, L, C]
-    Tensor visibility;  // [B, L, most]
+    Tensor mask;           // [N, H, W, 1]
+    Tensor embeds;         // [B, L, C]
+    Tensor visibility;     // [B, L, most]
     MaybeTensor features;  // [B, most, S, D]; none where no row has an image
   };
   Prepared prepare(const TensorMap& inputs, Mode mode) const;

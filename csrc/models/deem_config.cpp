@@ -3,16 +3,18 @@
 namespace deem {
 
 static SpecialTokens read_tokens(const Config& c) {
-  SpecialTokens t{c.integer("bos_token_id"), c.integer("eos_token_id"), c.integer("pad_token_id"), c.integer("soi_token_id"),
-                  c.integer("image_token_id")};
-  for (const char* key : {"refleft_token_id", "refright_token_id", "boxleft_token_id", "boxright_token_id"}) c.ignore(key);
+  SpecialTokens t{c.integer("bos_token_id"), c.integer("eos_token_id"), c.integer("pad_token_id"),
+                  c.integer("soi_token_id"), c.integer("image_token_id")};
+  for (const char* key : {"refleft_token_id", "refright_token_id", "boxleft_token_id", "boxright_token_id"})
+    c.ignore(key);
   c.finish();
   return t;
 }
 
 static Compat read_compat(const Config& c) {
   std::string kind = c.string("compat", "official");
-  check<ConfigError>(kind == "official" || kind == "paper", "config key '", c.path(), ".compat' must be 'official' or 'paper' but is '", kind, "'");
+  check<ConfigError>(kind == "official" || kind == "paper", "config key '", c.path(),
+                     ".compat' must be 'official' or 'paper' but is '", kind, "'");
   bool official = kind == "official";
   return {official, official, !official};
 }
@@ -45,7 +47,8 @@ DeemConfig DeemConfig::read(const Json& json) {
   Json llm = json.at("llm");
   c.ignore("llm");
   check<ConfigError>(llm.is_object(), "config 'deem.llm' must be an object");
-  d.llm = LlamaConfig::read(Config(llm, "deem.llm"), d.image_embed_dim, c.integer("cross_attention_frequency"), d.spatial_shapes);
+  d.llm = LlamaConfig::read(Config(llm, "deem.llm"), d.image_embed_dim, c.integer("cross_attention_frequency"),
+                            d.spatial_shapes);
   d.convnext = ConvNextConfig::read(c.child("convnext"));
   d.visual_perceiver = PerceiverConfig::read(c.child("visual_perceiver"));
   d.image_perceiver = PerceiverConfig::read(c.child("image_perceiver"));
@@ -58,13 +61,13 @@ DeemConfig DeemConfig::read(const Json& json) {
   sd.finish();
   c.finish();
 
-  check<ConfigError>(d.convnext.adapter_dim == d.image_embed_dim, "config 'deem': convnext.adapter_dim is ", d.convnext.adapter_dim,
-                     " but image_embed_dim is ", d.image_embed_dim);
+  check<ConfigError>(d.convnext.adapter_dim == d.image_embed_dim, "config 'deem': convnext.adapter_dim is ",
+                     d.convnext.adapter_dim, " but image_embed_dim is ", d.image_embed_dim);
   check<ConfigError>(d.txt_vocab_size >= d.llm.vocab_size, "config 'deem': txt_vocab_size ", d.txt_vocab_size,
                      " is smaller than llm.vocab_size ", d.llm.vocab_size);
   for (int64_t id : {d.tokens.bos, d.tokens.eos, d.tokens.pad, d.tokens.soi, d.tokens.image})
-    check<ConfigError>(id >= 0 && id < d.txt_vocab_size, "config 'deem.special_token_dict': id ", id, " is outside the vocabulary of ",
-                       d.txt_vocab_size);
+    check<ConfigError>(id >= 0 && id < d.txt_vocab_size, "config 'deem.special_token_dict': id ", id,
+                       " is outside the vocabulary of ", d.txt_vocab_size);
   return d;
 }
 

@@ -14,7 +14,8 @@ static void check_vector(const char* name, const Tensor& t, int64_t n) {
   check<DTypeError>(t.dtype() == DType::i64, "[deem] ", name, " must be i64 but is ", t.dtype());
 }
 
-ImageStarts find_images(const Tensor& ids, const Tensor& counts, const MaybeTensor& nearest_bos, const SpecialTokens& tokens) {
+ImageStarts find_images(const Tensor& ids, const Tensor& counts, const MaybeTensor& nearest_bos,
+                        const SpecialTokens& tokens) {
   check_ids(ids);
   ImageStarts s{ids.size(0), ids.size(1), {}, {}, {}, {}};
   check_vector("num_image_per_seq", counts, s.rows);
@@ -108,8 +109,8 @@ Tensor next_token_labels(const Tensor& ids, const Tensor& keep, const MaybeTenso
   check_ids(ids);
   int64_t rows = ids.size(0), length = ids.size(1);
   check<ShapeError>(length >= 1, "[deem] rows need at least one id");
-  check<ShapeError>(keep.shape() == ids.shape() && keep.dtype() == DType::i64, "[deem] attention_mask must be i64 ", ids.shape(),
-                    " but is ", keep.dtype(), " ", keep.shape());
+  check<ShapeError>(keep.shape() == ids.shape() && keep.dtype() == DType::i64, "[deem] attention_mask must be i64 ",
+                    ids.shape(), " but is ", keep.dtype(), " ", keep.shape());
   if (prompt_offset) check_vector("prompt_offset", *prompt_offset, rows);
   Tensor labels = Tensor::full({rows, length - 1}, -100, DType::i64);
   for (int64_t b = 0; b < rows; b++) {

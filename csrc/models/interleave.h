@@ -24,7 +24,8 @@ struct ImageStarts {
 
 // ids [B, L] i64; counts [B] i64 must match the soi tokens found; nearest_bos [I] i64, or none: contexts start at column 0
 // (inference). Throws ShapeError or IndexError.
-ImageStarts find_images(const Tensor& ids, const Tensor& counts, const MaybeTensor& nearest_bos, const SpecialTokens& tokens);
+ImageStarts find_images(const Tensor& ids, const Tensor& counts, const MaybeTensor& nearest_bos,
+                        const SpecialTokens& tokens);
 
 // [B, L, N] f32: 1 where a position may look at an image of its row: the image starts (one after its soi) at or before the
 // position and after the nearest bos at or before it.

@@ -7,7 +7,8 @@ namespace deem {
 
 // ---- parameters --------------------------------------------------------------------------------------------------------
 
-Tensor ParameterStore::add(const std::string& name, const Shape& shape, const Init& init, bool conv, bool norm, bool buffer) {
+Tensor ParameterStore::add(const std::string& name, const Shape& shape, const Init& init, bool conv, bool norm,
+                           bool buffer) {
   check<ConfigError>(!index_.contains(name), "parameter '", name, "' is registered twice");
   uint64_t stream = list_.size();
   Tensor t;
@@ -28,7 +29,8 @@ Tensor ParameterStore::add(const std::string& name, const Shape& shape, const In
 }
 
 void ParameterStore::alias(const std::string& name, const std::string& target) {
-  check<ConfigError>(index_.contains(target) && !index_.contains(name), "alias '", name, "' of '", target, "' is not possible");
+  check<ConfigError>(index_.contains(target) && !index_.contains(name), "alias '", name, "' of '", target,
+                     "' is not possible");
   index_[name] = index_[target];
   aliases_.push_back({name, target});
 }
@@ -52,7 +54,8 @@ Tensor ParameterStore::published(const Parameter& p, const Tensor& t) {
 void ParameterStore::assign(Parameter& p, const Tensor& published_value) {
   Tensor v = published_value.detach();
   Shape want = p.conv ? permute(p.value.detach(), {0, 3, 1, 2}).shape() : p.value.shape();
-  check<WeightsError>(v.shape() == want, "parameter '", p.name, "' has shape ", want, " but the weight given has ", v.shape());
+  check<WeightsError>(v.shape() == want, "parameter '", p.name, "' has shape ", want, " but the weight given has ",
+                      v.shape());
   check<WeightsError>(is_float(v.dtype()), "parameter '", p.name, "' is floating but the weight given is ", v.dtype());
   if (p.conv) v = permute(v, {0, 2, 3, 1});
   v = contiguous(cast(v, p.value.dtype()));
@@ -62,7 +65,8 @@ void ParameterStore::assign(Parameter& p, const Tensor& published_value) {
 // ---- layers ------------------------------------------------------------------------------------------------------------
 
 Linear::Linear(const Scope& s, int64_t in, int64_t out, bool with_bias)
-    : Linear(s, in, out, with_bias, Init::uniform(1 / std::sqrt(double(in))), Init::uniform(1 / std::sqrt(double(in)))) {}
+    : Linear(s, in, out, with_bias, Init::uniform(1 / std::sqrt(double(in))),
+             Init::uniform(1 / std::sqrt(double(in)))) {}
 
 Linear::Linear(const Scope& s, int64_t in, int64_t out, bool with_bias, const Init& weight_init, const Init& bias_init)
     : weight(s.param("weight", {out, in}, weight_init)) {
@@ -77,20 +81,29 @@ Conv2d::Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, int64_t 
     : Conv2d(s, in, out, kernel, Conv2dOptions{stride, padding, padding, padding, padding, groups},
              Init::uniform(conv_bound(in, kernel, groups))) {}
 
-Conv2d::Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, const Conv2dOptions& options, const Init& weight_init)
+Conv2d::Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, const Conv2dOptions& options,
+               const Init& weight_init)
     : weight(s.conv_weight("weight", {out, kernel, kernel, in / options.groups}, weight_init)),
       bias(s.param("bias", {out},
-                   weight_init.kind == Init::Kind::uniform ? Init::uniform(conv_bound(in, kernel, options.groups)) : Init::zeros())),
+                   weight_init.kind == Init::Kind::uniform ? Init::uniform(conv_bound(in, kernel, options.groups))
+                                                           : Init::zeros())),
       options(options) {}
 
 LayerNorm::LayerNorm(const Scope& s, int64_t width, double eps)
-    : weight(s.norm_param("weight", {width}, Init::ones())), bias(s.norm_param("bias", {width}, Init::zeros())), eps(eps) {}
+    : weight(s.norm_param("weight", {width}, Init::ones())),
+      bias(s.norm_param("bias", {width}, Init::zeros())),
+      eps(eps) {}
 
-RmsNorm::RmsNorm(const Scope& s, int64_t width, double eps) : weight(s.param("weight", {width}, Init::ones())), eps(eps) {}
+RmsNorm::RmsNorm(const Scope& s, int64_t width, double eps)
+    : weight(s.param("weight", {width}, Init::ones())), eps(eps) {}
 
 GroupNorm::GroupNorm(const Scope& s, int64_t channels, int64_t groups, double eps)
-    : weight(s.param("weight", {channels}, Init::ones())), bias(s.param("bias", {channels}, Init::zeros())), groups(groups), eps(eps) {
-  check<ConfigError>(groups > 0 && channels % groups == 0, "group norm: ", channels, " channels cannot be split into ", groups, " groups");
+    : weight(s.param("weight", {channels}, Init::ones())),
+      bias(s.param("bias", {channels}, Init::zeros())),
+      groups(groups),
+      eps(eps) {
+  check<ConfigError>(groups > 0 && channels % groups == 0, "group norm: ", channels, " channels cannot be split into ",
+                     groups, " groups");
 }
 
 // ---- configuration -----------------------------------------------------------------------------------------------------
@@ -141,7 +154,8 @@ std::vector<int64_t> Config::integers(const std::string& key, std::optional<std:
   return typed<std::vector<int64_t>>(*v, ok, path_, key, "an array of integers");
 }
 
-std::vector<std::string> Config::strings(const std::string& key, std::optional<std::vector<std::string>> fallback) const {
+std::vector<std::string> Config::strings(const std::string& key,
+                                         std::optional<std::vector<std::string>> fallback) const {
   const Json* v = find(key, !fallback);
   if (!v) return *fallback;
   bool ok = v->is_array() && std::all_of(v->begin(), v->end(), [](const Json& e) { return e.is_string(); });
@@ -154,8 +168,8 @@ void Config::ignore(const std::string& key) const { asked_->push_back(key); }
 
 void Config::finish() const {
   for (auto& [key, unused] : json_->items())
-    check<ConfigError>(std::find(asked_->begin(), asked_->end(), key) != asked_->end(), "unknown config key '", path_, ".", key,
-                       "'; the nearest known key is '", nearest_name(key, *asked_), "'");
+    check<ConfigError>(std::find(asked_->begin(), asked_->end(), key) != asked_->end(), "unknown config key '", path_,
+                       ".", key, "'; the nearest known key is '", nearest_name(key, *asked_), "'");
 }
 
 std::string nearest_name(const std::string& name, const std::vector<std::string>& known) {
@@ -185,7 +199,8 @@ const Tensor& input(const TensorMap& inputs, const std::string& name) {
   if (it != inputs.end()) return it->second;
   std::vector<std::string> given;
   for (auto& [key, unused] : inputs) given.push_back(key);
-  throw ValueError("the input tensor '" + name + "' is missing" + (given.empty() ? "" : "; the nearest name given is '" + nearest_name(name, given) + "'"));
+  throw ValueError("the input tensor '" + name + "' is missing" +
+                   (given.empty() ? "" : "; the nearest name given is '" + nearest_name(name, given) + "'"));
 }
 
 MaybeTensor optional_input(const TensorMap& inputs, const std::string& name) {

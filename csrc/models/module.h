@@ -30,11 +30,11 @@ struct Init {
 };
 
 struct Parameter {
-  std::string name;        // as in published checkpoints
-  Tensor value;            // convolution weights are [O, KH, KW, I] here and OIHW in files
+  std::string name;  // as in published checkpoints
+  Tensor value;      // convolution weights are [O, KH, KW, I] here and OIHW in files
   bool conv = false;
-  bool norm = false;       // sits directly in a LayerNorm: never decayed
-  bool buffer = false;     // saved, never trained
+  bool norm = false;    // sits directly in a LayerNorm: never decayed
+  bool buffer = false;  // saved, never trained
 };
 
 // All parameters of one model, in the order of their creation. Owned by the model and its root scope.
@@ -94,8 +94,8 @@ class Scope {
 // ---- layers ------------------------------------------------------------------------------------------------------------
 
 struct Linear {
-  Tensor weight;      // [O, I]
-  MaybeTensor bias;   // [O]
+  Tensor weight;     // [O, I]
+  MaybeTensor bias;  // [O]
   Linear() = default;
   Linear(const Scope& s, int64_t in, int64_t out, bool with_bias = true);  // U(-1/sqrt(in), 1/sqrt(in))
   Linear(const Scope& s, int64_t in, int64_t out, bool with_bias, const Init& weight_init, const Init& bias_init);
@@ -107,8 +107,10 @@ struct Conv2d {
   Conv2dOptions options;
   Conv2d() = default;
   // padding on all four sides
-  Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, int64_t stride = 1, int64_t padding = 0, int64_t groups = 1);
-  Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, const Conv2dOptions& options, const Init& weight_init);
+  Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, int64_t stride = 1, int64_t padding = 0,
+         int64_t groups = 1);
+  Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, const Conv2dOptions& options,
+         const Init& weight_init);
   Tensor operator()(const Tensor& x) const { return conv2d(x, weight, bias, options); }
 };
 

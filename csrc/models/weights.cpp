@@ -30,14 +30,16 @@ LoadReport load_weights(ParameterStore& params, const std::string& path, const s
     Tensor t = file.tensor(name);
     Shape want = p->value.shape();
     if (p->conv) want = {want[0], want[3], want[1], want[2]};
-    check<WeightsError>(t.shape() == want, "'", path, "': '", name, "' has shape ", t.shape(), " but the model needs ", want);
+    check<WeightsError>(t.shape() == want, "'", path, "': '", name, "' has shape ", t.shape(), " but the model needs ",
+                        want);
     check<WeightsError>(is_float(t.dtype()), "'", path, "': '", name, "' is ", t.dtype(), " but weights are floating");
     pairs.push_back({p, t});
   }
   for (Parameter& p : params.list())
     if (!seen.contains(&p)) report.missing.push_back(p.name);
-  check<WeightsError>(!strict || (report.missing.empty() && report.unexpected.empty()), "'", path, "' does not fit the model",
-                      listing("missing", report.missing), listing("unexpected", report.unexpected));
+  check<WeightsError>(!strict || (report.missing.empty() && report.unexpected.empty()), "'", path,
+                      "' does not fit the model", listing("missing", report.missing),
+                      listing("unexpected", report.unexpected));
   for (auto& [p, t] : pairs) {
     params.assign(*p, t);
     poll_cancel();

@@ -44,7 +44,8 @@ template <>
 struct From<int64_t> {
   static int64_t js(Napi::Value v, const char* what) {
     double d = From<double>::js(v, what);
-    check<ValueError>(d == std::floor(d) && std::abs(d) <= 9007199254740991.0, "[", what, "] needs a whole number but got ", d);
+    check<ValueError>(d == std::floor(d) && std::abs(d) <= 9007199254740991.0, "[", what,
+                      "] needs a whole number but got ", d);
     return int64_t(d);
   }
 };

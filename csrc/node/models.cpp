@@ -16,7 +16,8 @@ std::shared_ptr<Model> JsModel::get(Napi::Value v, const char* what) {
 }
 
 JsModel::JsModel(const Napi::CallbackInfo& info) : ObjectWrap(info) {
-  if (info.Length() != 1 || !info[0].IsExternal()) throw Napi::TypeError::New(info.Env(), "models are made by createModel(), not by new");
+  if (info.Length() != 1 || !info[0].IsExternal())
+    throw Napi::TypeError::New(info.Env(), "models are made by createModel(), not by new");
   model_ = *info[0].As<Napi::External<std::shared_ptr<Model>>>().Data();
   napi_type_tag_object(info.Env(), info.This(), &kTag);
 }
@@ -224,12 +225,15 @@ Napi::Value JsModel::call(const Napi::CallbackInfo& info) {
 void init_models(Napi::Env env, Napi::Object exports) {
   Napi::Function ctor = JsModel::DefineClass(
       env, "NativeModel",
-      {JsModel::InstanceMethod<&JsModel::dispose>("dispose"), JsModel::InstanceMethod<&JsModel::parameters>("parameters"),
-       JsModel::InstanceMethod<&JsModel::aliases>("aliases"), JsModel::InstanceMethod<&JsModel::set_trainable>("setTrainable"),
-       JsModel::InstanceMethod<&JsModel::parameter>("parameter"), JsModel::InstanceMethod<&JsModel::gradient>("gradient"),
-       JsModel::InstanceMethod<&JsModel::read>("read"), JsModel::InstanceMethod<&JsModel::assign>("assign"),
-       JsModel::InstanceMethod<&JsModel::zero_grad>("zeroGrad"), JsModel::InstanceMethod<&JsModel::load>("load"),
-       JsModel::InstanceMethod<&JsModel::save>("save"), JsModel::InstanceMethod<&JsModel::call>("call")});
+      {JsModel::InstanceMethod<&JsModel::dispose>("dispose"),
+       JsModel::InstanceMethod<&JsModel::parameters>("parameters"),
+       JsModel::InstanceMethod<&JsModel::aliases>("aliases"),
+       JsModel::InstanceMethod<&JsModel::set_trainable>("setTrainable"),
+       JsModel::InstanceMethod<&JsModel::parameter>("parameter"),
+       JsModel::InstanceMethod<&JsModel::gradient>("gradient"), JsModel::InstanceMethod<&JsModel::read>("read"),
+       JsModel::InstanceMethod<&JsModel::assign>("assign"), JsModel::InstanceMethod<&JsModel::zero_grad>("zeroGrad"),
+       JsModel::InstanceMethod<&JsModel::load>("load"), JsModel::InstanceMethod<&JsModel::save>("save"),
+       JsModel::InstanceMethod<&JsModel::call>("call")});
   data_of(env).model = Napi::Persistent(ctor);
   exports.Set("createModel", Napi::Function::New(env, create, "createModel"));
   exports.Set("modelKinds", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {

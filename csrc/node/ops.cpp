@@ -21,8 +21,9 @@ Tensor full(const Shape& shape, double value, DType dtype) { return Tensor::full
 void init_ops(Napi::Env env, Napi::Object exports) {
   Napi::Object ops = Napi::Object::New(env);
   exports.Set("ops", ops);
-#define OP(js, cpp) \
-  ops.Set(js, Napi::Function::New(env, [](const Napi::CallbackInfo& info) { return call_op(info, js, cpp); }, js))
+#define OP(js, cpp)                \
+  ops.Set(js, Napi::Function::New( \
+                  env, [](const Napi::CallbackInfo& info) { return call_op(info, js, cpp); }, js))
   OP("add", add);
   OP("sub", sub);
   OP("mul", mul);

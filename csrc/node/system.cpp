@@ -29,7 +29,8 @@ void init_system(Napi::Env env, Napi::Object exports) {
       set_memory_limit(size_t(bytes));
     });
   });
-  set("threads", [](const Napi::CallbackInfo& info) -> Napi::Value { return Napi::Number::New(info.Env(), num_threads()); });
+  set("threads",
+      [](const Napi::CallbackInfo& info) -> Napi::Value { return Napi::Number::New(info.Env(), num_threads()); });
   set("setThreads", [](const Napi::CallbackInfo& info) {
     guarded(info.Env(), [&] {
       int64_t n = From<int64_t>::js(info[0], "setThreads");
@@ -37,7 +38,9 @@ void init_system(Napi::Env env, Napi::Object exports) {
       Engine::get().run_sync([&] { set_num_threads(int(n)); });
     });
   });
-  set("isa", [](const Napi::CallbackInfo& info) -> Napi::Value { return Napi::String::New(info.Env(), isa_name(current_isa())); });
+  set("isa", [](const Napi::CallbackInfo& info) -> Napi::Value {
+    return Napi::String::New(info.Env(), isa_name(current_isa()));
+  });
   set("checkDevice", [](const Napi::CallbackInfo& info) {
     guarded(info.Env(), [&] { device_from_name(From<std::string>::js(info[0], "device")); });
   });

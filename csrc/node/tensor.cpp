@@ -98,7 +98,8 @@ Napi::Value JsTensor::read(const Napi::CallbackInfo& info) {
     Engine::get().run_sync([&] { t = t.is_contiguous() ? t : t.clone(); });
     switch (t.dtype()) {
       case DType::f32: return copy_out<Napi::Float32Array>(env, t);
-      case DType::bf16: case DType::f16: return copy_out<Napi::Uint16Array>(env, t);
+      case DType::bf16:
+      case DType::f16: return copy_out<Napi::Uint16Array>(env, t);
       case DType::i64: return copy_out<Napi::BigInt64Array>(env, t);
       case DType::i32: return copy_out<Napi::Int32Array>(env, t);
       case DType::u8: return copy_out<Napi::Uint8Array>(env, t);
@@ -147,14 +148,15 @@ static Napi::Value make_tensor(const Napi::CallbackInfo& info) {
     bool fits = false;
     switch (dtype) {
       case DType::f32: fits = type == napi_float32_array; break;
-      case DType::bf16: case DType::f16: fits = type == napi_uint16_array; break;
+      case DType::bf16:
+      case DType::f16: fits = type == napi_uint16_array; break;
       case DType::i64: fits = type == napi_bigint64_array; break;
       case DType::i32: fits = type == napi_int32_array; break;
       case DType::u8: fits = type == napi_uint8_array || type == napi_uint8_clamped_array; break;
     }
     check<DTypeError>(fits, "[tensor] the typed array given does not hold ", dtype);
-    check<ShapeError>(shape.numel() == int64_t(array.ElementLength()), "[tensor] shape ", shape, " needs ", shape.numel(),
-                      " values but got ", array.ElementLength());
+    check<ShapeError>(shape.numel() == int64_t(array.ElementLength()), "[tensor] shape ", shape, " needs ",
+                      shape.numel(), " values but got ", array.ElementLength());
     Tensor t = Tensor::empty(shape, dtype);
     std::memcpy(t.raw(), static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset(), t.nbytes());
     return JsTensor::wrap(info.Env(), t);
@@ -162,15 +164,15 @@ static Napi::Value make_tensor(const Napi::CallbackInfo& info) {
 }
 
 void JsTensor::define(Napi::Env env, Napi::Object exports) {
-  Napi::Function ctor = DefineClass(env, "NativeTensor",
-                                    {InstanceMethod<&JsTensor::dispose>("dispose"), InstanceAccessor<&JsTensor::disposed>("disposed"),
-                                     InstanceAccessor<&JsTensor::shape>("shape"), InstanceAccessor<&JsTensor::dtype>("dtype"),
-                                     InstanceAccessor<&JsTensor::device>("device"), InstanceAccessor<&JsTensor::tracked>("tracked"),
-                                     InstanceAccessor<&JsTensor::requires_grad>("requiresGrad"),
-                                     InstanceMethod<&JsTensor::set_requires_grad>("setRequiresGrad"),
-                                     InstanceMethod<&JsTensor::read>("read"), InstanceMethod<&JsTensor::item>("item"),
-                                     InstanceMethod<&JsTensor::grad>("grad"), InstanceMethod<&JsTensor::clear_grad>("clearGrad"),
-                                     InstanceMethod<&JsTensor::detach>("detach")});
+  Napi::Function ctor = DefineClass(
+      env, "NativeTensor",
+      {InstanceMethod<&JsTensor::dispose>("dispose"), InstanceAccessor<&JsTensor::disposed>("disposed"),
+       InstanceAccessor<&JsTensor::shape>("shape"), InstanceAccessor<&JsTensor::dtype>("dtype"),
+       InstanceAccessor<&JsTensor::device>("device"), InstanceAccessor<&JsTensor::tracked>("tracked"),
+       InstanceAccessor<&JsTensor::requires_grad>("requiresGrad"),
+       InstanceMethod<&JsTensor::set_requires_grad>("setRequiresGrad"), InstanceMethod<&JsTensor::read>("read"),
+       InstanceMethod<&JsTensor::item>("item"), InstanceMethod<&JsTensor::grad>("grad"),
+       InstanceMethod<&JsTensor::clear_grad>("clearGrad"), InstanceMethod<&JsTensor::detach>("detach")});
   data_of(env).tensor = Napi::Persistent(ctor);
   exports.Set("NativeTensor", ctor);
   exports.Set("tensor", Napi::Function::New(env, make_tensor, "tensor"));

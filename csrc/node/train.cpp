@@ -63,14 +63,16 @@ class JsAdamW : public Napi::ObjectWrap<JsAdamW> {
     return guarded(info.Env(), [&]() -> Napi::Value {
       auto o = optimizer("save");
       auto path = From<std::string>::js(info[0], "save");
-      return start_task(info.Env(), [=] { save_optimizer(*o, path); }, [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+      return start_task(
+          info.Env(), [=] { save_optimizer(*o, path); }, [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
     });
   }
   Napi::Value load(const Napi::CallbackInfo& info) {
     return guarded(info.Env(), [&]() -> Napi::Value {
       auto o = optimizer("load");
       auto path = From<std::string>::js(info[0], "load");
-      return start_task(info.Env(), [=] { load_optimizer(*o, path); }, [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+      return start_task(
+          info.Env(), [=] { load_optimizer(*o, path); }, [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
     });
   }
 
@@ -125,11 +127,12 @@ Napi::Value js_train_step(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void init_train(Napi::Env env, Napi::Object exports) {
-  exports.Set("NativeAdamW",
-              JsAdamW::DefineClass(env, "NativeAdamW",
-                                   {JsAdamW::InstanceMethod<&JsAdamW::dispose>("dispose"), JsAdamW::InstanceMethod<&JsAdamW::step>("step"),
-                                    JsAdamW::InstanceMethod<&JsAdamW::zero_grad>("zeroGrad"),
-                                    JsAdamW::InstanceMethod<&JsAdamW::save>("save"), JsAdamW::InstanceMethod<&JsAdamW::load>("load")}));
+  exports.Set("NativeAdamW", JsAdamW::DefineClass(env, "NativeAdamW",
+                                                  {JsAdamW::InstanceMethod<&JsAdamW::dispose>("dispose"),
+                                                   JsAdamW::InstanceMethod<&JsAdamW::step>("step"),
+                                                   JsAdamW::InstanceMethod<&JsAdamW::zero_grad>("zeroGrad"),
+                                                   JsAdamW::InstanceMethod<&JsAdamW::save>("save"),
+                                                   JsAdamW::InstanceMethod<&JsAdamW::load>("load")}));
   exports.Set("backward", Napi::Function::New(env, js_backward, "backward"));
   exports.Set("trainStep", Napi::Function::New(env, js_train_step, "trainStep"));
 }

@@ -10,7 +10,7 @@ struct LayerNormArgs {
   float *mean, *rstd;  // [rows], kept for the backward pass
   int64_t rows, cols;
   float eps;
-  DType dtype;         // of x and y; w and b are of param_dtype
+  DType dtype;  // of x and y; w and b are of param_dtype
   DType param_dtype;
 };
 extern Kernel<LayerNormArgs> layer_norm_kernel;
@@ -18,8 +18,8 @@ extern Kernel<LayerNormArgs> layer_norm_kernel;
 struct LayerNormBackwardArgs {
   const void *dy, *x, *w;
   const float *mean, *rstd;
-  void* dx;         // null where not needed
-  float *dw, *db;   // f32 [cols], null where not needed
+  void* dx;        // null where not needed
+  float *dw, *db;  // f32 [cols], null where not needed
   int64_t rows, cols;
   DType dtype, param_dtype;
 };

@@ -7,8 +7,8 @@
 
 namespace deem {
 
-std::map<std::string, double> train_step(Model& model, const std::string& method, const TensorMap& inputs, const Json& options,
-                                         AdamW* optimizer, const StepOptions& step) {
+std::map<std::string, double> train_step(Model& model, const std::string& method, const TensorMap& inputs,
+                                         const Json& options, AdamW* optimizer, const StepOptions& step) {
   std::map<std::string, double> scalars;
   try {
     GradMode on(true);

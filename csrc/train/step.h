@@ -6,16 +6,16 @@
 namespace deem {
 
 struct StepOptions {
-  double lr_factor = 1;   // multiplies every group's learning rate
-  double loss_scale = 1;  // multiplies the loss before the backward pass: 1 / n when accumulating n batches
+  double lr_factor = 1;         // multiplies every group's learning rate
+  double loss_scale = 1;        // multiplies the loss before the backward pass: 1 / n when accumulating n batches
   uint64_t seed = 0, step = 0;  // dropout and stochastic depth draw from (seed, step)
 };
 
 // Calls model.call(method), runs backward from its output "loss", and, if an optimizer is given, takes its step and clears
 // the gradients. Returns every scalar output and "grad_norm" (before clipping; absent without an optimizer). On any error
 // the gradients gathered by this call are dropped. A loss that is not finite throws ValueError.
-std::map<std::string, double> train_step(Model& model, const std::string& method, const TensorMap& inputs, const Json& options,
-                                         AdamW* optimizer, const StepOptions& step);
+std::map<std::string, double> train_step(Model& model, const std::string& method, const TensorMap& inputs,
+                                         const Json& options, AdamW* optimizer, const StepOptions& step);
 
 // Moments and step counts by parameter name, as safetensors.
 void save_optimizer(AdamW& optimizer, const std::string& path);

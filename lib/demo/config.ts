@@ -67,11 +67,21 @@ export function readDemoConfig(path: string): DemoConfig {
 /** Every stage a few steps long and every evaluation small: proves that all of it runs, not that it learns. */
 export function quick(config: DemoConfig): DemoConfig {
   const stages = Object.fromEntries(
-    Object.entries(config.stages).map(([name, s]) => [name, { ...s, steps: Math.max(4, Math.round(s.steps / 60)), warmup: 2 }]),
+    Object.entries(config.stages).map(([name, s]) => [
+      name,
+      { ...s, steps: Math.max(4, Math.round(s.steps / 60)), warmup: 2 },
+    ]),
   ) as DemoConfig['stages']
   return {
     ...config,
     stages,
-    evaluation: { ...config.evaluation, questions: 24, background_questions: 12, captions: 8, paintings: 8, sampler_steps: 4 },
+    evaluation: {
+      ...config.evaluation,
+      questions: 24,
+      background_questions: 12,
+      captions: 8,
+      paintings: 8,
+      sampler_steps: 4,
+    },
   }
 }

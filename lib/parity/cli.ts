@@ -73,11 +73,16 @@ async function runCase(dir: string, dtype: ComputeType, repeat: number): Promise
     result.gradients = worst(comparisons.filter((c) => c.gradient))
     result.failures = comparisons
       .filter((c) => !c.ok)
-      .map((c) => `${c.gradient ? 'gradient of ' : ''}${c.name}: abs ${format(c.maxAbs)} rel ${format(c.maxRel)}, allowed ${c.allowed}`)
+      .map(
+        (c) =>
+          `${c.gradient ? 'gradient of ' : ''}${c.name}: abs ${format(c.maxAbs)} rel ${format(c.maxRel)}, allowed ${c.allowed}`,
+      )
     result.ok = comparisons.length > 0 && result.failures.length === 0
     if (comparisons.length === 0) result.failures.push('nothing was compared')
   } catch (error) {
-    result.failures.push(DeemError.isInstance(error) ? `${error.code}: ${error.message}` : String((error as Error).stack ?? error))
+    result.failures.push(
+      DeemError.isInstance(error) ? `${error.code}: ${error.message}` : String((error as Error).stack ?? error),
+    )
   }
   if (repeat > 0) {
     result.forwardMs = median(timing.forward)
@@ -89,7 +94,10 @@ async function runCase(dir: string, dtype: ComputeType, repeat: number): Promise
 const format = (v: number) => v.toExponential(1)
 
 function line(r: Result): string {
-  const times = r.forwardMs === undefined ? '' : `  forward ${r.forwardMs.toFixed(2)} ms  backward ${(r.backwardMs ?? 0).toFixed(2)} ms`
+  const times =
+    r.forwardMs === undefined
+      ? ''
+      : `  forward ${r.forwardMs.toFixed(2)} ms  backward ${(r.backwardMs ?? 0).toFixed(2)} ms`
   const out = `outputs ${format(r.outputs.maxAbs)} ${format(r.outputs.maxRel)}`
   const grad = `gradients ${format(r.gradients.maxAbs)} ${format(r.gradients.maxRel)}`
   return `${r.case.padEnd(52)} ${out}  ${grad}  ${r.ok ? 'ok' : 'FAIL'}${times}`

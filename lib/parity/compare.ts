@@ -38,14 +38,27 @@ const relative = {
 
 export type ComputeType = keyof typeof absolute
 
-export function compare(name: string, got: Tensor | Float32Array, want: Tensor, rule: Rule, dtype: ComputeType): Comparison {
+export function compare(
+  name: string,
+  got: Tensor | Float32Array,
+  want: Tensor,
+  rule: Rule,
+  dtype: ComputeType,
+): Comparison {
   const a = got instanceof Float32Array ? got : got.toFloat32()
   const b = want.toFloat32()
   const gradient = rule.endsWith('gradient')
   const shapeDiffers = !(got instanceof Float32Array) && `${got.shape}` !== `${want.shape}`
   if (a.length !== b.length || shapeDiffers) {
     const shapes = got instanceof Float32Array ? `${a.length} values` : `[${got.shape}]`
-    return { name, gradient, maxAbs: Number.NaN, maxRel: Number.NaN, ok: false, allowed: `shape ${shapes}, expected [${want.shape}]` }
+    return {
+      name,
+      gradient,
+      maxAbs: Number.NaN,
+      maxRel: Number.NaN,
+      ok: false,
+      allowed: `shape ${shapes}, expected [${want.shape}]`,
+    }
   }
   let maxAbs = 0
   let scale = 0
@@ -63,7 +76,14 @@ export function compare(name: string, got: Tensor | Float32Array, want: Tensor, 
     length += y * y
   }
   const plainRel = scale > 0 ? maxAbs / scale : maxAbs
-  const result = (maxRel: number, ok: boolean, allowed: string): Comparison => ({ name, gradient, maxAbs, maxRel, ok, allowed })
+  const result = (maxRel: number, ok: boolean, allowed: string): Comparison => ({
+    name,
+    gradient,
+    maxAbs,
+    maxRel,
+    ok,
+    allowed,
+  })
   switch (rule) {
     case 'exact':
       return result(plainRel, maxAbs === 0, 'equality')

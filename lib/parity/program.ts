@@ -2,7 +2,7 @@
 import { DeemError } from '../errors.js'
 import { ops } from '../ops.js'
 import { backward, type Tensor } from '../tensor.js'
-import { type Tensors, need } from './case.js'
+import { need, type Tensors } from './case.js'
 import { type Comparison, type ComputeType, compare, type Rule } from './compare.js'
 
 export interface Program {
@@ -46,13 +46,17 @@ export async function check(
       }
     if (Object.keys(stored.grads).length === 0) continue
     const roots = Object.entries(outputs).filter(([name, y]) => stored.inputs[`ct.${name}`] && y.tracked)
-    if (roots.length === 0) throw new DeemError('ERR_FORMAT', 'the case stores gradients but no cotangent fits an output')
+    if (roots.length === 0)
+      throw new DeemError('ERR_FORMAT', 'the case stores gradients but no cotangent fits an output')
     const seeds = roots.map(([name, y]) => {
       const ct = need(stored.inputs, `ct.${name}`)
       return ct.dtype === y.dtype ? ct : ops.cast(ct, y.dtype)
     })
     const begin = performance.now()
-    await backward(roots.map(([, y]) => y), seeds)
+    await backward(
+      roots.map(([, y]) => y),
+      seeds,
+    )
     timing.backward.push(performance.now() - begin)
     if (first)
       for (const [name, want] of Object.entries(stored.grads)) {

@@ -1,8 +1,8 @@
 import { DeemError } from '../errors.js'
-import { matches, type Module, type NameMatch } from '../module.js'
+import { type Module, matches, type NameMatch } from '../module.js'
 import { type NativeAdamW, native } from '../native.js'
 import { type CallOptions, run } from '../task.js'
-import { Tensor } from '../tensor.js'
+import type { Tensor } from '../tensor.js'
 
 export interface ParameterGroup {
   match: NameMatch
@@ -42,22 +42,40 @@ export class AdamW implements Disposable {
   readonly parameters: readonly OptimizedParameter[]
 
   constructor(of: Module | readonly Module[] | Record<string, Tensor>, options: AdamWOptions) {
-    const { lr, betas = [0.9, 0.999], eps = 1e-8, weightDecay = 0, maxGradNorm = 0, groups = [], noDecay = 'bias' } = options
+    const {
+      lr,
+      betas = [0.9, 0.999],
+      eps = 1e-8,
+      weightDecay = 0,
+      maxGradNorm = 0,
+      groups = [],
+      noDecay = 'bias',
+    } = options
     const named: { name: string; tensor: Tensor; norm: boolean }[] = []
     if (isModules(of)) {
       const models = Array.isArray(of) ? (of as readonly Module[]) : [of as Module]
       for (const [i, model] of models.entries())
         for (const p of model.parameters())
           if (p.trainable)
-            named.push({ name: models.length > 1 ? `${i}.${p.name}` : p.name, tensor: model.parameter(p.name), norm: p.norm })
+            named.push({
+              name: models.length > 1 ? `${i}.${p.name}` : p.name,
+              tensor: model.parameter(p.name),
+              norm: p.norm,
+            })
     } else {
       for (const [name, tensor] of Object.entries(of)) named.push({ name, tensor, norm: false })
     }
-    if (named.length === 0) throw new DeemError('ERR_VALUE', '[AdamW] there is nothing to train: every parameter is frozen')
+    if (named.length === 0)
+      throw new DeemError('ERR_VALUE', '[AdamW] there is nothing to train: every parameter is frozen')
     const items = named.map(({ name, tensor, norm }) => {
       const group = groups.find((g) => matches(name, g.match))
       const decays = !norm && !matches(name, noDecay)
-      return { name, tensor: tensor.handle, lr: group?.lr ?? lr, weightDecay: decays ? (group?.weightDecay ?? weightDecay) : 0 }
+      return {
+        name,
+        tensor: tensor.handle,
+        lr: group?.lr ?? lr,
+        weightDecay: decays ? (group?.weightDecay ?? weightDecay) : 0,
+      }
     })
     this.handle = new native.NativeAdamW(items, { beta1: betas[0], beta2: betas[1], eps, maxGradNorm })
     this.parameters = items.map(({ name, lr, weightDecay }) => ({ name, lr, weightDecay }))
@@ -87,5 +105,5 @@ export class AdamW implements Disposable {
 }
 
 function isModules(of: Module | readonly Module[] | Record<string, Tensor>): of is Module | readonly Module[] {
-  return Array.isArray(of) || 'kind' in of && typeof of.kind === 'string'
+  return Array.isArray(of) || ('kind' in of && typeof of.kind === 'string')
 }

@@ -28,7 +28,9 @@ export function trainStep(
   optimizer: AdamW | null,
   { method = 'train', options = {}, lrFactor = 1, lossScale = 1, seed = 0, step = 0, signal }: TrainStepOptions = {},
 ): Promise<Record<string, number>> {
-  const handles = Object.fromEntries(Object.entries(inputs).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle]])))
+  const handles = Object.fromEntries(
+    Object.entries(inputs).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle]])),
+  )
   return run(
     () =>
       native.trainStep(model.handle, method, handles, JSON.stringify(options), optimizer?.handle ?? null, {

@@ -1,7 +1,7 @@
 // One case of an operation drives every check: the value against a float64 reference, the gradient against float64 finite
 // differences of that reference, and both again with inputs that are strided views.
 import test from 'ava'
-import { backward, DeemError, type DType, type ErrorCode, ops, Tensor, tensor } from 'deem'
+import { backward, DeemError, type DType, type ErrorCode, ops, type Tensor, tensor } from 'deem'
 
 /** Numbers of a reference computation. */
 export interface F64 {
@@ -74,7 +74,8 @@ function make(spec: InputSpec, data: Float64Array, view: boolean): { leaf: Tenso
   shape[n - 1] = rows
   const swapped = new Float64Array(data.length)
   for (let b = 0; b < data.length; b += rows * cols)
-    for (let r = 0; r < rows; r++) for (let c = 0; c < cols; c++) swapped[b + c * rows + r] = data[b + r * cols + c] as number
+    for (let r = 0; r < rows; r++)
+      for (let c = 0; c < cols; c++) swapped[b + c * rows + r] = data[b + r * cols + c] as number
   const leaf = build(swapped, shape)
   leaf.requiresGrad = wants
   const axes = shape.map((_, i) => i)
@@ -131,7 +132,13 @@ export function opTest(op: string, cases: OpCase[]): void {
             data[i] = before
             expected[k] = (up - down) / (2 * step)
           }
-          compare(t, `gradient of ${name}`, picks.map((i) => got[i] as number), expected, c.tolerance?.grad ?? 1e-5)
+          compare(
+            t,
+            `gradient of ${name}`,
+            picks.map((i) => got[i] as number),
+            expected,
+            c.tolerance?.grad ?? 1e-5,
+          )
         }
       })
 }
@@ -154,7 +161,13 @@ interface Asserts {
 }
 
 /** Largest absolute difference at most `limit * max(1, largest reference value)`; NaN fails. */
-export function compare(t: Asserts, what: string, got: ArrayLike<number>, want: ArrayLike<number>, limit: number): void {
+export function compare(
+  t: Asserts,
+  what: string,
+  got: ArrayLike<number>,
+  want: ArrayLike<number>,
+  limit: number,
+): void {
   t.is(got.length, want.length, `${what}: number of elements`)
   let worst = 0
   let scale = 1

@@ -27,7 +27,9 @@ static int run_all(const char* part) {
     std::string problem;
     try {
       e.run();
-    } catch (const Failure& f) { problem = f.message; } catch (const std::exception& x) {
+    } catch (const Failure& f) {
+      problem = f.message;
+    } catch (const std::exception& x) {
       problem = str("threw ", x.what());
     }
     double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();

@@ -233,7 +233,9 @@ TEST("safetensors: broken headers are refused by name") {
     try {
       expect_error<FormatError>([&] { SafetensorsFile::open(dir / "x"); }, b.says);
       expect_error<FormatError>([&] { SafetensorsFile::open(dir / "x"); }, dir / "x");
-    } catch (const Failure& f) { throw Failure{b.header.substr(0, 100) + ": " + f.message}; }
+    } catch (const Failure& f) {
+      throw Failure{b.header.substr(0, 100) + ": " + f.message};
+    }
   }
 }
 
@@ -279,12 +281,9 @@ TEST("safetensors: damaged headers") {
     for (uint32_t i = 0; i <= r[0] % 3; i++) {
       auto [where, what, how, rest] = philox(2, round, i);
       size_t at = where % (8 + header);
-      if (how % 3 == 0)
-        damaged.erase(at, 1);
-      else if (how % 3 == 1)
-        damaged[at] = char(what);
-      else
-        damaged[at] = "[]{}\",:0123456789-e"[what % 19];
+      if (how % 3 == 0) damaged.erase(at, 1);
+      else if (how % 3 == 1) damaged[at] = char(what);
+      else damaged[at] = "[]{}\",:0123456789-e"[what % 19];
     }
     write_file(dir / "x", damaged);
     try {
@@ -341,7 +340,9 @@ TEST("safetensors: a failed or aborted write leaves the old file and no temporar
   std::string said;
   try {
     write_safetensors(dir / "x", {{"a", big}});
-  } catch (const IoError& e) { said = e.what(); }
+  } catch (const IoError& e) {
+    said = e.what();
+  }
   setrlimit(RLIMIT_FSIZE, &old_limit);
   std::signal(SIGXFSZ, old_action);
   EXPECT(said.find("cannot write") != std::string::npos && said.find("File too large") != std::string::npos);
@@ -355,7 +356,9 @@ TEST("safetensors: a failed or aborted write leaves the old file and no temporar
       [&] {
         try {
           write_safetensors(dir / "x", {{"a", big}});
-        } catch (const Aborted&) { aborted = true; }
+        } catch (const Aborted&) {
+          aborted = true;
+        }
         done = true;
         done.notify_one();
       },

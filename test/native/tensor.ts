@@ -1,16 +1,31 @@
 // Handles, lifetimes and errors of tensors.
 import test from 'ava'
-import { backward, DeemError, memory, noGrad, ops, Scope, setMemoryLimit, Tensor, tensor, tidy } from 'deem'
+import { backward, DeemError, memory, noGrad, ops, Scope, setMemoryLimit, type Tensor, tensor, tidy } from 'deem'
 
 const codeOf = (error: unknown) => (DeemError.isInstance(error) ? error.code : String(error))
 
 test('values survive the round trip in every dtype', (t) => {
-  t.deepEqual([...tensor([[1, 2], [3, 4]]).read()], [1, 2, 3, 4])
-  t.deepEqual(tensor([[1, 2], [3, 4]]).shape, [2, 2])
+  t.deepEqual(
+    [
+      ...tensor([
+        [1, 2],
+        [3, 4],
+      ]).read(),
+    ],
+    [1, 2, 3, 4],
+  )
+  t.deepEqual(
+    tensor([
+      [1, 2],
+      [3, 4],
+    ]).shape,
+    [2, 2],
+  )
   t.deepEqual([...tensor([1n, -2n], [2], 'i64').read()], [1n, -2n])
   t.deepEqual([...tensor([0, 255], [2], 'u8').read()], [0, 255])
   t.deepEqual([...tensor([7, -7], [2], 'i32').read()], [7, -7])
-  for (const dtype of ['bf16', 'f16'] as const) t.deepEqual([...tensor([1.5, -0.25], [2], dtype).toFloat32()], [1.5, -0.25])
+  for (const dtype of ['bf16', 'f16'] as const)
+    t.deepEqual([...tensor([1.5, -0.25], [2], dtype).toFloat32()], [1.5, -0.25])
   t.is(tensor(3).item(), 3)
 })
 
@@ -68,7 +83,14 @@ test('what is wrong is refused with a code', async (t) => {
   t.is(codeOf(t.throws(() => ops.slice(tensor([1]), 0.5, 0, 1))), 'ERR_VALUE')
   t.is(codeOf(t.throws(() => ops.add(tensor([1]), undefined as never))), 'ERR_DTYPE')
   const ids = tensor([1n], [1], 'i64')
-  t.is(codeOf(t.throws(() => { ids.requiresGrad = true })), 'ERR_DTYPE')
+  t.is(
+    codeOf(
+      t.throws(() => {
+        ids.requiresGrad = true
+      }),
+    ),
+    'ERR_DTYPE',
+  )
   t.is(codeOf(await t.throwsAsync(tensor([1]).backward())), 'ERR_NO_GRADIENT')
 })
 

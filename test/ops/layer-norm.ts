@@ -10,7 +10,9 @@ function reference({ x, w, b }: Record<string, F64>, eps: number): Float64Array 
     const mean = row.reduce((a, v) => a + v, 0) / n
     const variance = row.reduce((a, v) => a + (v - mean) ** 2, 0) / n
     for (let i = 0; i < n; i++)
-      y[r + i] = (((row[i] as number) - mean) / Math.sqrt(variance + eps)) * ((w as F64).data[i] as number) + ((b as F64).data[i] as number)
+      y[r + i] =
+        (((row[i] as number) - mean) / Math.sqrt(variance + eps)) * ((w as F64).data[i] as number) +
+        ((b as F64).data[i] as number)
   }
   return y
 }

@@ -5,7 +5,8 @@
 namespace deem::DEEM_ISA {
 
 template <class T, class P>
-static void forward_row(const T* x, const P* w, const P* b, T* y, float* mean_out, float* rstd_out, int64_t n, float eps) {
+static void forward_row(const T* x, const P* w, const P* b, T* y, float* mean_out, float* rstd_out, int64_t n,
+                        float eps) {
   float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; i++) sum += load(x + i);
@@ -71,7 +72,8 @@ static void forward(const LayerNormArgs& a) {
   dispatch_pair(a.dtype, a.param_dtype, "layer_norm", [&]<class T, class P>(T, P) {
     parallel_for(a.rows, a.cols * 6, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++)
-        forward_row((const T*)a.x + r * a.cols, (const P*)a.w, (const P*)a.b, (T*)a.y + r * a.cols, a.mean + r, a.rstd + r, a.cols, a.eps);
+        forward_row((const T*)a.x + r * a.cols, (const P*)a.w, (const P*)a.b, (T*)a.y + r * a.cols, a.mean + r,
+                    a.rstd + r, a.cols, a.eps);
     });
   });
 }
@@ -82,7 +84,8 @@ static void backward(const LayerNormBackwardArgs& a) {
     if (a.dx)
       parallel_for(a.rows, a.cols * 8, [&](int64_t begin, int64_t end) {
         for (int64_t r = begin; r < end; r++)
-          backward_row(dy + r * a.cols, x + r * a.cols, (const P*)a.w, a.mean[r], a.rstd[r], (T*)a.dx + r * a.cols, a.cols);
+          backward_row(dy + r * a.cols, x + r * a.cols, (const P*)a.w, a.mean[r], a.rstd[r], (T*)a.dx + r * a.cols,
+                       a.cols);
       });
     if (a.dw) backward_params(a, dy, x);
   });

@@ -6,9 +6,9 @@ import { Module } from '../../module.js'
 import { ops } from '../../ops.js'
 import type { Tensor } from '../../tensor.js'
 import { AdamW } from '../../train/adamw.js'
+import { publishedGroups } from '../../train/published.js'
 import { cosineWithWarmup } from '../../train/schedule.js'
 import { trainStep } from '../../train/step.js'
-import { publishedGroups } from '../../train/published.js'
 import { type Case, type Json, loadCase, nchw, need, nhwc, type Tensors } from '../case.js'
 import { type Comparison, compare, type Rule } from '../compare.js'
 import { absent, type Timing } from '../program.js'
@@ -51,7 +51,12 @@ export async function runDeem(c: Case, repeat: number, timing: Timing): Promise<
   const put = (name: string, got: Tensor | Float32Array | undefined) => {
     const want = need(c.outputs, name)
     if (!got) return results.push(absent(name, false))
-    const value = got instanceof Float32Array ? got : mapOutput.test(name.slice(name.indexOf('once.') + 1)) || mapOutput.test(name) ? nchw(got) : got
+    const value =
+      got instanceof Float32Array
+        ? got
+        : mapOutput.test(name.slice(name.indexOf('once.') + 1)) || mapOutput.test(name)
+          ? nchw(got)
+          : got
     results.push(compare(name, value, want, ruleOf(name), c.dtype))
   }
   const seen = new Set<string>()
@@ -62,7 +67,12 @@ export async function runDeem(c: Case, repeat: number, timing: Timing): Promise<
     if (backward) await need(y, 'loss').backward()
     for (const name of Object.keys(c.outputs)) {
       const own = name.startsWith(prefix) ? name.slice(prefix.length) : ''
-      if (!own || (prefix === '' && variants.some((v) => v !== '' && name.startsWith(v))) || own.startsWith('grad_norm')) continue
+      if (
+        !own ||
+        (prefix === '' && variants.some((v) => v !== '' && name.startsWith(v))) ||
+        own.startsWith('grad_norm')
+      )
+        continue
       seen.add(name)
       put(name, y[own])
     }
@@ -80,13 +90,17 @@ export async function runDeem(c: Case, repeat: number, timing: Timing): Promise<
   }
   await variant('once.', batch, { second_normalization: false }, true)
   const once = gradients()
-  for (const [name, value] of [['once.grad_norm', Float32Array.of(Math.hypot(...once))], ['once.grad_norms', once]] as const)
+  for (const [name, value] of [
+    ['once.grad_norm', Float32Array.of(Math.hypot(...once))],
+    ['once.grad_norms', once],
+  ] as const)
     if (c.outputs[name]) {
       seen.add(name)
       results.push(compare(name, value, need(c.outputs, name), 'module', c.dtype))
     }
   await variant('noimage_cond.', batch, { noimage_cond: true }, false)
-  if (c.inputs['prompt_offset']) await variant('prompt_offset.', { ...batch, prompt_offset: c.inputs['prompt_offset'] }, {}, false)
+  if (c.inputs['prompt_offset'])
+    await variant('prompt_offset.', { ...batch, prompt_offset: c.inputs['prompt_offset'] }, {}, false)
   const { image_tensors_mask: _mask, ...unmasked } = batch
   await variant('no_image_mask.', unmasked, {}, false)
   if (c.inputs['image_loss_mask'])
@@ -123,15 +137,31 @@ function l2(g: Tensor | null): number {
 
 /** Names of the trained parameters in the order of the stored norms: kept beside the optimizer case. */
 function gradientOrder(dir: string): string[] {
-  const config = JSON.parse(readFileSync(join(dirname(dir), 'deem_nano_train', 'config.json'), 'utf8')) as { parameters: string[] }
+  const config = JSON.parse(readFileSync(join(dirname(dir), 'deem_nano_train', 'config.json'), 'utf8')) as {
+    parameters: string[]
+  }
   return config.parameters.map((line) => line.split(' ')[0] as string)
 }
 
 export async function runDeemTrain(c: Case, repeat: number, timing: Timing): Promise<Comparison[]> {
   const base = await loadCase(join(dirname(c.dir), 'deem_nano'), c.dtype)
   using m = await build(base.config, join(base.dir, 'weights.safetensors'))
-  const config = c.config as { betas: [number, number]; eps: number; max_grad_norm: number; warmup_steps: number; total_steps: number; steps: number; parameters: string[]; published_schedule: { warmup: number; total: number; at_steps: number[] } }
-  using optimizer = new AdamW(m, { ...publishedGroups, betas: config.betas, eps: config.eps, maxGradNorm: config.max_grad_norm })
+  const config = c.config as {
+    betas: [number, number]
+    eps: number
+    max_grad_norm: number
+    warmup_steps: number
+    total_steps: number
+    steps: number
+    parameters: string[]
+    published_schedule: { warmup: number; total: number; at_steps: number[] }
+  }
+  using optimizer = new AdamW(m, {
+    ...publishedGroups,
+    betas: config.betas,
+    eps: config.eps,
+    maxGradNorm: config.max_grad_norm,
+  })
   const results: Comparison[] = []
   const put = (name: string, got: Tensor | Float32Array | undefined, rule: Rule) => {
     const want = c.outputs[name]
@@ -148,16 +178,22 @@ export async function runDeemTrain(c: Case, repeat: number, timing: Timing): Pro
   for (const p of wanted) {
     const own = find(p.name)
     if (!own || own.lr !== p.lr || own.weightDecay !== p.weightDecay)
-      throw new DeemError('ERR_CONFIG', `parameter group of '${p.name}': stored lr ${p.lr} decay ${p.weightDecay}, ours ${JSON.stringify(own)}`)
+      throw new DeemError(
+        'ERR_CONFIG',
+        `parameter group of '${p.name}': stored lr ${p.lr} decay ${p.weightDecay}, ours ${JSON.stringify(own)}`,
+      )
   }
-  if (wanted.length !== ours.size) throw new DeemError('ERR_CONFIG', `${ours.size} parameters train, stored are ${wanted.length}`)
+  if (wanted.length !== ours.size)
+    throw new DeemError('ERR_CONFIG', `${ours.size} parameters train, stored are ${wanted.length}`)
 
   const norms = () => Float32Array.from(wanted, ({ name }) => ops.norm(m.read(name)))
   put('before.norms', norms(), 'parameter-norm')
   const schedule = cosineWithWarmup(config.warmup_steps, config.total_steps)
   for (let k = 0; k < config.steps; k++) {
     const draws = Object.fromEntries(
-      Object.entries(c.inputs).flatMap(([name, t]) => (name.startsWith(`step${k}.`) ? [[name.slice(`step${k}.`.length), t]] : [])),
+      Object.entries(c.inputs).flatMap(([name, t]) =>
+        name.startsWith(`step${k}.`) ? [[name.slice(`step${k}.`.length), t]] : [],
+      ),
     )
     const start = performance.now()
     const y = await trainStep(m, batchOf(base.inputs, draws), optimizer, { lrFactor: schedule(k) })
@@ -177,4 +213,3 @@ export async function runDeemTrain(c: Case, repeat: number, timing: Timing): Pro
   void repeat
   return results
 }
-

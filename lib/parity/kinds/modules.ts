@@ -22,7 +22,9 @@ interface ModuleKind {
 
 /** The config without the keys that only describe the case. */
 function without(config: Json, ...keys: string[]): Json {
-  return Object.fromEntries(Object.entries(config).filter(([key]) => ![...keys, 'note', 'cases', 'dropout'].includes(key)))
+  return Object.fromEntries(
+    Object.entries(config).filter(([key]) => ![...keys, 'note', 'cases', 'dropout'].includes(key)),
+  )
 }
 
 const maps = (outputs: Tensors, names: string[]) => Object.fromEntries(names.map((n) => [n, nchw(need(outputs, n))]))
@@ -104,7 +106,13 @@ async function llama(m: Module, x: Tensors, config: Json): Promise<Tensors> {
   let keep = need(x, 'cached.keep')
   let state = await m.call(
     'forward',
-    { embeds: part(embeds, 0, length), features: features.detach(), keep, image_mask: mask, positions: need(x, 'cached.positions') },
+    {
+      embeds: part(embeds, 0, length),
+      features: features.detach(),
+      keep,
+      image_mask: mask,
+      positions: need(x, 'cached.positions'),
+    },
     { use_cache: true },
     { grad: false },
   )
@@ -118,7 +126,14 @@ async function llama(m: Module, x: Tensors, config: Json): Promise<Tensors> {
     const position = ops.addScalar(ops.cast(ops.sum(ops.cast(keep, 'f32'), [1], true), 'i64'), -1)
     state = await m.call(
       'forward',
-      { embeds: part(embeds, i, i + 1), features: features.detach(), keep, image_mask: mask, positions: position, ...past },
+      {
+        embeds: part(embeds, i, i + 1),
+        features: features.detach(),
+        keep,
+        image_mask: mask,
+        positions: position,
+        ...past,
+      },
       { use_cache: true },
       { grad: false },
     )
@@ -150,7 +165,14 @@ async function unet(m: Module, x: Tensors): Promise<Tensors> {
   const full = await m.call('forward', { sample, timesteps, context, ...features, image_mask })
   const training = (prediction_type: string) => {
     const still = Object.fromEntries(Object.entries(features).map(([name, t]) => [name, t.detach()]))
-    const inputs = { latent: nhwc(need(x, 'latent')), noise: nhwc(need(x, 'noise')), timesteps, context: context.detach(), ...still, image_mask }
+    const inputs = {
+      latent: nhwc(need(x, 'latent')),
+      noise: nhwc(need(x, 'noise')),
+      timesteps,
+      context: context.detach(),
+      ...still,
+      image_mask,
+    }
     return m.call('loss', inputs, { prediction_type }, quiet)
   }
   const epsilon = await training('epsilon')
@@ -166,7 +188,9 @@ async function unet(m: Module, x: Tensors): Promise<Tensors> {
   }
 }
 
-export function moduleRunner(name: string): ((c: Case, repeat: number, timing: Timing) => Promise<Comparison[]>) | undefined {
+export function moduleRunner(
+  name: string,
+): ((c: Case, repeat: number, timing: Timing) => Promise<Comparison[]>) | undefined {
   const kind = kinds[name]
   if (!kind) return undefined
   return async (c, repeat, timing) => {
@@ -175,7 +199,11 @@ export function moduleRunner(name: string): ((c: Case, repeat: number, timing: T
     if (c.dtype !== 'f32') throw new DeemError('ERR_NOT_IMPLEMENTED', `modules run in f32 so far, not in ${c.dtype}`)
     const results: Comparison[] = []
     for (const prefix of kind.prefixes?.(c.config) ?? ['']) {
-      const stored = { inputs: below(c.inputs, prefix), outputs: { ...below(c.outputs, prefix) }, grads: below(c.grads, prefix) }
+      const stored = {
+        inputs: below(c.inputs, prefix),
+        outputs: { ...below(c.outputs, prefix) },
+        grads: below(c.grads, prefix),
+      }
       const hidden = stored.outputs['cached.prompt_hidden']
       if (hidden) stored.outputs['cached.prompt_hidden'] = zeroPadding(hidden, need(stored.inputs, 'cached.keep'))
       let leaves: Tensors = {}
@@ -183,7 +211,10 @@ export function moduleRunner(name: string): ((c: Case, repeat: number, timing: T
         reset: () => {
           m.zeroGrad()
           leaves = Object.fromEntries(
-            Object.entries(stored.inputs).map(([key, t]) => [key, leaf(t, c.dtype, !kind.inference && key in stored.grads)]),
+            Object.entries(stored.inputs).map(([key, t]) => [
+              key,
+              leaf(t, c.dtype, !kind.inference && key in stored.grads),
+            ]),
           )
         },
         forward: () => kind.run(m, leaves, c.config),

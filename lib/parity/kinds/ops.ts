@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { DeemError } from '../../errors.js'
 import { readTensors } from '../../files.js'
 import { type Activation, ops } from '../../ops.js'
-import { backward, Tensor, tensor } from '../../tensor.js'
+import { backward, type Tensor, tensor } from '../../tensor.js'
 import { AdamW } from '../../train/adamw.js'
 import { below, type Case, type Json, leaf, nchw, need, nhwc, type Tensors } from '../case.js'
 import type { Comparison, Rule } from '../compare.js'
@@ -36,23 +36,44 @@ const kinds: Record<string, OpKind> = {
     },
   },
   gated: { run: ({ x }) => ({ geglu: ops.geglu(x as Tensor), swiglu: ops.swiglu(x as Tensor) }) },
-  layer_norm: { run: (x, s) => ({ y: ops.layerNorm(need(x, 'x'), need(x, 'weight'), need(x, 'bias'), number(s, 'eps')) }) },
+  layer_norm: {
+    run: (x, s) => ({ y: ops.layerNorm(need(x, 'x'), need(x, 'weight'), need(x, 'bias'), number(s, 'eps')) }),
+  },
   rms_norm: { run: (x, s) => ({ y: ops.rmsNorm(need(x, 'x'), need(x, 'weight'), number(s, 'eps')) }) },
   group_norm_silu: {
     run: (x, s) => {
       const norm = (silu: boolean) =>
-        nchw(ops.groupNorm(nhwc(need(x, 'x')), need(x, 'weight'), need(x, 'bias'), number(s, 'groups'), number(s, 'eps'), silu))
+        nchw(
+          ops.groupNorm(
+            nhwc(need(x, 'x')),
+            need(x, 'weight'),
+            need(x, 'bias'),
+            number(s, 'groups'),
+            number(s, 'eps'),
+            silu,
+          ),
+        )
       return { norm: norm(false), norm_silu: norm(true) }
     },
   },
-  linear: { rule: 'long-sum', run: (x) => ({ y: ops.linear(need(x, 'x'), need(x, 'weight'), x['bias'] ?? null, 'none' as Activation) }) },
+  linear: {
+    rule: 'long-sum',
+    run: (x) => ({ y: ops.linear(need(x, 'x'), need(x, 'weight'), x['bias'] ?? null, 'none' as Activation) }),
+  },
   conv2d: {
     rule: 'long-sum',
     run: (x, s) => {
       const [padLeft, padRight, padTop, padBottom] = s['pad_left_right_top_bottom'] as [number, number, number, number]
       const w = ops.contiguous(ops.permute(need(x, 'weight'), [0, 2, 3, 1]))
       const channels = need(x, 'x').shape[1] as number
-      const options = { stride: number(s, 'stride'), padLeft, padRight, padTop, padBottom, groups: s['depthwise'] ? channels : 1 }
+      const options = {
+        stride: number(s, 'stride'),
+        padLeft,
+        padRight,
+        padTop,
+        padBottom,
+        groups: s['depthwise'] ? channels : 1,
+      }
       return { y: nchw(ops.conv2d(nhwc(need(x, 'x')), w, x['bias'] ?? null, options)) }
     },
   },
@@ -62,12 +83,15 @@ const kinds: Record<string, OpKind> = {
       const kind = String(s['kind'])
       const [q, k, v] = (['q', 'k', 'v'] as const).map((n) => headsLast(need(x, n))) as [Tensor, Tensor, Tensor]
       const keep = x['keep'] ? bytes(x['keep']) : null
-      return { y: headsLast(ops.attention(q, k, v, keep, { scale: number(s, 'scale'), causal: kind.startsWith('causal') })) }
+      return {
+        y: headsLast(ops.attention(q, k, v, keep, { scale: number(s, 'scale'), causal: kind.startsWith('causal') })),
+      }
     },
   },
   rope: {
     run: (x, s) => {
-      const turn = (name: string) => headsLast(ops.rope(headsLast(need(x, name)), need(x, 'positions'), number(s, 'base')))
+      const turn = (name: string) =>
+        headsLast(ops.rope(headsLast(need(x, name)), need(x, 'positions'), number(s, 'base')))
       return { q_rot: turn('q'), k_rot: turn('k') }
     },
   },
@@ -92,7 +116,12 @@ const kinds: Record<string, OpKind> = {
   ms_deform_attn: {
     rule: 'long-sum',
     run: (x, s) => ({
-      y: ops.msDeformAttn(need(x, 'value'), s['level_shapes_hw'] as [number, number][], need(x, 'locations'), need(x, 'weights')),
+      y: ops.msDeformAttn(
+        need(x, 'value'),
+        s['level_shapes_hw'] as [number, number][],
+        need(x, 'locations'),
+        need(x, 'weights'),
+      ),
     }),
   },
   bicubic_table: {
@@ -137,8 +166,14 @@ export function opRunner(op: string): ((c: Case, repeat: number, timing: Timing)
     const results: Comparison[] = []
     for (const settings of c.config['cases'] as Json[]) {
       const prefix = String(settings['prefix'])
-      const stored = { inputs: below(c.inputs, prefix), outputs: below(c.outputs, prefix), grads: below(c.grads, prefix) }
-      const given = Object.entries({ ...stored.inputs, ...below(c.weights, prefix) }).filter(([name]) => !name.startsWith('ct.'))
+      const stored = {
+        inputs: below(c.inputs, prefix),
+        outputs: below(c.outputs, prefix),
+        grads: below(c.grads, prefix),
+      }
+      const given = Object.entries({ ...stored.inputs, ...below(c.weights, prefix) }).filter(
+        ([name]) => !name.startsWith('ct.'),
+      )
       let leaves: Values = {}
       const program: Program = {
         reset: () => {
