@@ -1,0 +1,198 @@
+import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { DeemError } from '../errors.js'
+import { type Engine, makeEngine } from './engine.js'
+
+/** The tokens DEEM adds after the vocabulary of the language model, in id order. */
+export const addedTokens = ['<|startofimage|>', '<|sniffer|>', '<ref>', '</ref>', '<box>', '</box>'] as const
+
+/** Ids with a meaning for the model. */
+export interface SpecialIds {
+  bos: number
+  eos: number
+  pad: number
+  /** Start of an image; `imageTokens` times `image` follow. */
+  soi: number
+  /** A slot that an image token replaces. */
+  image: number
+}
+
+/** The part of a tokenizer.json this code looks at; the rest passes through. */
+export interface TokenizerJson {
+  added_tokens: AddedToken[]
+  model: { vocab?: Record<string, number> | [string, number][]; unk_token?: string | null; [key: string]: unknown }
+  [key: string]: unknown
+}
+interface AddedToken {
+  id: number
+  content: string
+  special?: boolean
+  [key: string]: unknown
+}
+
+/** tokenizer_config.json: which tokens are bos, eos, pad, unk. */
+export interface TokenizerConfig {
+  [key: string]: unknown
+}
+
+export interface TokenizerOptions {
+  /** Where the added tokens start if the file lacks them; the language model's vocabulary size where that is padded. */
+  baseVocabSize?: number
+  /** For files that name no padding token. */
+  padId?: number
+}
+
+/** Text to ids and back, with DEEM's added tokens. */
+export class Tokenizer {
+  readonly ids: SpecialIds
+  /** Every id is below it. */
+  readonly vocabSize: number
+  /** Ids from here on were added by DEEM. */
+  readonly baseVocabSize: number
+  /** What {@link save} writes: the file as read plus the added tokens. */
+  readonly json: TokenizerJson
+  readonly config: TokenizerConfig
+  readonly #engine: Engine
+  #plain: Engine | undefined
+
+  constructor(json: TokenizerJson, config: TokenizerConfig = {}, options: TokenizerOptions = {}) {
+    const { json: full, base } = withAddedTokens(json, options.baseVocabSize)
+    this.json = full
+    this.config = config
+    this.#engine = makeEngine(full, config)
+    this.baseVocabSize = base
+    this.vocabSize = Math.max(...Object.values(vocabularyOf(full))) + 1
+    const named = (role: string, ...usual: string[]): number | undefined => {
+      for (const token of [tokenName(config[role]), ...usual]) {
+        const id = token === undefined ? undefined : this.#engine.token_to_id(token)
+        if (id !== undefined) return id
+      }
+      return undefined
+    }
+    const needed = (role: string, id: number | undefined): number => {
+      if (id === undefined) throw new DeemError('ERR_FORMAT', `[tokenizer] needs a ${role} but the files name none`)
+      return id
+    }
+    this.ids = {
+      bos: needed('bos_token', named('bos_token', '<s>', '<|begin_of_text|>')),
+      eos: needed('eos_token', named('eos_token', '</s>', '<|end_of_text|>')),
+      pad: needed('pad_token (or option padId)', options.padId ?? named('pad_token', '<pad>', '[PAD]', '<unk>')),
+      soi: needed(addedTokens[0], this.#engine.token_to_id(addedTokens[0])),
+      image: needed(addedTokens[1], this.#engine.token_to_id(addedTokens[1])),
+    }
+  }
+
+  /** Reads a folder with tokenizer.json (and tokenizer_config.json if there is one), or the file itself. */
+  static async load(path: string, options: TokenizerOptions = {}): Promise<Tokenizer> {
+    const folder = (await stat(path).catch(() => undefined))?.isDirectory() === true
+    const file = folder ? join(path, 'tokenizer.json') : path
+    const json = (await readJson(file)) as TokenizerJson | undefined
+    if (json === undefined) throw new DeemError('ERR_IO', `[tokenizer] no tokenizer at ${file}`)
+    const config = ((await readJson(join(dirname(file), 'tokenizer_config.json'))) ?? {}) as TokenizerConfig
+    return new Tokenizer(json, config, options)
+  }
+
+  /** Writes tokenizer.json and tokenizer_config.json. */
+  async save(folder: string): Promise<void> {
+    await mkdir(folder, { recursive: true })
+    const { bos, eos, pad } = this.ids
+    const names = { bos_token: this.token(bos), eos_token: this.token(eos), pad_token: this.token(pad) }
+    await writeFile(join(folder, 'tokenizer.json'), `${JSON.stringify(this.json)}\n`)
+    await writeFile(join(folder, 'tokenizer_config.json'), `${JSON.stringify({ ...this.config, ...names }, null, 2)}\n`)
+  }
+
+  /**
+   * @param options.bos put the bos id in front
+   * @param options.eos put the eos id at the end
+   * @param options.special whether `<ref>`, `</s>` and the like in the text become their ids (default) or stay text
+   */
+  encode(text: string, options: { bos?: boolean; eos?: boolean; special?: boolean } = {}): number[] {
+    let engine = this.#engine
+    if (options.special === false) {
+      this.#plain ??= makeEngine({ ...this.json, added_tokens: [] }, this.config)
+      engine = this.#plain
+    }
+    const ids = text === '' ? [] : engine.encode(text, { add_special_tokens: false }).ids
+    const bad = ids.indexOf(undefined)
+    if (bad >= 0) throw new DeemError('ERR_VALUE', `[tokenizer] no id for part ${bad} of ${JSON.stringify(text)} and no unknown token`)
+    return [...(options.bos ? [this.ids.bos] : []), ...(ids as number[]), ...(options.eos ? [this.ids.eos] : [])]
+  }
+
+  /** @param options.special whether bos, image slots and the like appear in the text; left out by default */
+  decode(ids: ArrayLike<number | bigint>, options: { special?: boolean } = {}): string {
+    const list = Array.from(ids, Number)
+    if (list.length === 0) return ''
+    for (const id of list) {
+      if (!(Number.isInteger(id) && id >= 0 && id < this.vocabSize)) {
+        throw new DeemError('ERR_INDEX', `[tokenizer] ids must lie in 0..${this.vocabSize - 1} but got ${id}`)
+      }
+    }
+    return this.#engine.decode(list, { skip_special_tokens: options.special !== true, clean_up_tokenization_spaces: false })
+  }
+
+  /** The id of one token, undefined where there is none. */
+  id(token: string): number | undefined {
+    return this.#engine.token_to_id(token)
+  }
+
+  /** The token of one id, undefined where there is none. */
+  token(id: number): string | undefined {
+    return this.#engine.id_to_token(id)
+  }
+}
+
+function vocabularyOf(json: TokenizerJson): Record<string, number> {
+  const { vocab } = json.model
+  // A list of pairs (token, score) is the form of Unigram models: the id is the place in the list.
+  const own = Array.isArray(vocab) ? Object.fromEntries(vocab.map(([token], i) => [token, i])) : { ...vocab }
+  for (const token of json.added_tokens) own[token.content] = token.id
+  return own
+}
+
+function withAddedTokens(json: TokenizerJson, from?: number): { json: TokenizerJson; base: number } {
+  if (typeof json !== 'object' || json === null || typeof json.model !== 'object' || json.model === null) {
+    throw new DeemError('ERR_FORMAT', '[tokenizer] tokenizer.json must hold an object with a model')
+  }
+  const full = { ...json, added_tokens: [...(json.added_tokens ?? [])] }
+  const vocab = vocabularyOf(full)
+  const present = addedTokens.map((token) => vocab[token]).filter((id) => id !== undefined)
+  const taken = Math.max(-1, ...Object.values(vocab)) + 1
+  if (taken === 0) throw new DeemError('ERR_FORMAT', '[tokenizer] the vocabulary is empty')
+  if (present.length > 0 && present.length < addedTokens.length) {
+    const missing = addedTokens.filter((token) => vocab[token] === undefined)
+    throw new DeemError('ERR_FORMAT', `[tokenizer] needs all added tokens or none but lacks ${missing.join(' ')}`)
+  }
+  if (present.length > 0) return { json: full, base: Math.min(...present) }
+  const base = from ?? taken
+  if (base < taken) throw new DeemError('ERR_VALUE', `[tokenizer] baseVocabSize must be at least ${taken} but got ${base}`)
+  addedTokens.forEach((content, i) => {
+    full.added_tokens.push(addedToken(content, base + i))
+  })
+  return { json: full, base }
+}
+
+/** @internal An entry of `added_tokens` that is matched as it stands. */
+export function addedToken(content: string, id: number): AddedToken {
+  return { id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }
+}
+
+function tokenName(entry: unknown): string | undefined {
+  if (typeof entry === 'string') return entry
+  if (typeof entry === 'object' && entry !== null && 'content' in entry && typeof entry.content === 'string') return entry.content
+  return undefined
+}
+
+async function readJson(file: string): Promise<unknown> {
+  let text: string
+  try {
+    text = await readFile(file, 'utf8')
+  } catch (cause) {
+    if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw new DeemError('ERR_IO', `[tokenizer] cannot read ${file}: ${(cause as Error).message}`, { cause })
+  }
+  try {
+    return JSON.parse(text)
+  } catch (cause) {
+    throw new DeemError('ERR_FORMAT', `[tokenizer] ${file} is not JSON: ${(cause as Error).message}`, { cause })
+  }
+}
