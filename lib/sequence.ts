@@ -66,14 +66,14 @@ export interface SequenceInputs {
   nearest_bos_idxs: HostTensor<'i64'>
   /** [rows], how many leading ids carry no loss */
   prompt_offset: HostTensor<'i64'>
+  /** [rows, length - 1], shifted, -100 where ignored: {@link labels} under the loss mask. Finer than `prompt_offset`. */
+  labels: HostTensor<'i64'>
 }
 
 export interface Sequences<I> {
   inputs: SequenceInputs
-  /** [rows, length], 1 where predicting the id counts as far as the documents say; finer than `prompt_offset`. */
+  /** [rows, length], 1 where predicting the id counts as far as the documents say. */
   lossMask: HostTensor<'u8'>
-  /** [rows, length - 1], shifted, -100 where ignored: {@link labels} under the loss mask. */
-  labels: HostTensor<'i64'>
   /** Pictures in the order of their slots; dropped ones are not among them. */
   images: I[]
   /** Per row, the documents it holds. */
@@ -129,21 +129,19 @@ export function buildSequences<I>(documents: readonly Document<I>[], options: Se
   })
 
   const shape = [rows.length, length]
-  const inputs: SequenceInputs = {
-    text_ids: i64(ids, shape),
-    attention_mask: i64(keep, shape),
-    num_image_per_seq: i64(rows.map((row) => row.reduce((sum, one) => sum + one.images.length, 0))),
-    nearest_bos_idxs: i64(starts),
-    prompt_offset: i64(new Array<number>(rows.length).fill(0)),
-  }
+  const seen = { text_ids: i64(ids, shape), attention_mask: i64(keep, shape) }
+  const mask = hostTensor(lossMask, shape)
   const noImageCondition = options.noImageCondition === true
-  const masked = { lossMask: hostTensor(lossMask, shape), noImageCondition }
-  const targets = labels(inputs, options.tokenizer.ids, masked)
-  inputs.prompt_offset = promptOffsets(labels(inputs, options.tokenizer.ids, { noImageCondition }), targets)
+  const targets = labels(seen, options.tokenizer.ids, { lossMask: mask, noImageCondition })
   return {
-    inputs,
-    lossMask: masked.lossMask,
-    labels: targets,
+    inputs: {
+      ...seen,
+      num_image_per_seq: i64(rows.map((row) => row.reduce((sum, one) => sum + one.images.length, 0))),
+      nearest_bos_idxs: i64(starts),
+      prompt_offset: promptOffsets(labels(seen, options.tokenizer.ids, { noImageCondition }), targets),
+      labels: targets,
+    },
+    lossMask: mask,
     images,
     documents: rows.map((row) => row.map((one) => one.index)),
     cuts,

@@ -57,10 +57,10 @@ export interface CaptionFacts {
   objects: { noun: number; quadrant: number | undefined; upside: boolean }[]
 }
 
-/** Reads a caption of the dense form back, as far as it keeps to the form. */
+/** Reads a caption back, as far as it keeps to the dense or the sparse form. */
 export function readCaption(text: string): CaptionFacts {
   const facts: CaptionFacts = { background: undefined, objects: [] }
-  for (const part of text.toLowerCase().split(/[,.]/)) {
+  for (const part of text.toLowerCase().split(/[,.]| and /)) {
     const words = part.split(/\s+/)
     const color = backgrounds.findIndex(({ name }) => part.includes(`${name} background`))
     if (color >= 0) facts.background ??= color

@@ -153,6 +153,11 @@ function withAddedTokens(json: TokenizerJson, from?: number): { json: TokenizerJ
   if (typeof json !== 'object' || json === null || typeof json.model !== 'object' || json.model === null) {
     throw new DeemError('ERR_FORMAT', '[tokenizer] tokenizer.json must hold an object with a model')
   }
+  // Old files leave the type out where merges or scores tell; the library takes any other word for a list of characters.
+  const { type } = json.model
+  if (type !== undefined && !['BPE', 'WordPiece', 'Unigram'].includes(type as string)) {
+    throw new DeemError('ERR_FORMAT', `[tokenizer] model must be BPE, WordPiece or Unigram but is ${type}`)
+  }
   const full = { ...json, added_tokens: [...(json.added_tokens ?? [])] }
   const vocab = vocabularyOf(full)
   const present = addedTokens.map((token) => vocab[token]).filter((id) => id !== undefined)
