@@ -35,3 +35,8 @@ export class DeemError extends Error {
     return typeof value === 'object' && value !== null && marker in value
   }
 }
+
+/** @internal An error that another one led to: that one's message follows, and it is the `cause`. */
+export function causedBy(cause: unknown, code: ErrorCode, message: string): DeemError {
+  return new DeemError(code, `${message}: ${cause instanceof Error ? cause.message : String(cause)}`, { cause })
+}

@@ -33,7 +33,8 @@ export function i64(values: ArrayLike<number>, shape: readonly number[] = [value
   const data = new BigInt64Array(values.length)
   for (let i = 0; i < values.length; i++) {
     const value = values[i] as number
-    if (!Number.isSafeInteger(value)) throw new DeemError('ERR_VALUE', `[i64] values must be integers but got ${value} at ${i}`)
+    if (!Number.isSafeInteger(value))
+      throw new DeemError('ERR_VALUE', `[i64] values must be integers but got ${value} at ${i}`)
     data[i] = BigInt(value)
   }
   return hostTensor(data, shape)

@@ -104,7 +104,8 @@ export function buildSequences<I>(documents: readonly Document<I>[], options: Se
   const lengths = rows.map((row) => row.reduce((sum, one) => sum + one.ids.length, 0))
   const longest = Math.max(0, ...lengths)
   const length = options.padTo ?? longest
-  if (length < longest) throw new DeemError('ERR_VALUE', `[sequence] padTo must be at least the longest row, ${longest}, but got ${length}`)
+  if (length < longest)
+    throw new DeemError('ERR_VALUE', `[sequence] padTo must be at least the longest row, ${longest}, but got ${length}`)
 
   const ids = new Array<number>(rows.length * length).fill(options.tokenizer.ids.pad)
   const keep = new Array<number>(rows.length * length).fill(0)
@@ -192,7 +193,8 @@ function checkOptions(options: SequenceOptions): void {
   whole('imageTokens', options.imageTokens, 1)
   whole('maxLength', options.maxLength, 2)
   whole('padTo', options.padTo, 1)
-  if (options.pack && options.maxLength === undefined) throw new DeemError('ERR_VALUE', '[sequence] packing needs maxLength')
+  if (options.pack && options.maxLength === undefined)
+    throw new DeemError('ERR_VALUE', '[sequence] packing needs maxLength')
 }
 
 function layOut<I>(document: Document<I>, index: number, options: SequenceOptions, cuts: Cut[]): Laid<I> {
@@ -200,18 +202,30 @@ function layOut<I>(document: Document<I>, index: number, options: SequenceOption
   const units = document.flatMap((part) => unitsOf(part, index, options))
   const head: Unit<I>[] = options.bos === false ? [] : [{ ids: [bos], loss: false }]
   // The end token belongs to the last part: it is learnt where that part's text is.
-  const tail: Unit<I>[] = options.eos === false ? [] : [{ ids: [eos], loss: document[document.length - 1]?.loss ?? true }]
+  const tail: Unit<I>[] =
+    options.eos === false ? [] : [{ ids: [eos], loss: document[document.length - 1]?.loss ?? true }]
   const whole = [...head, ...units, ...tail]
   const room = options.maxLength ?? Number.POSITIVE_INFINITY
   if (size(whole) <= room) return joinUnits(whole, index)
 
   const how = options.truncate ?? 'start'
   if (how === 'error') {
-    throw new DeemError('ERR_VALUE', `[sequence] documents must fit ${room} ids but document ${index} has ${size(whole)}`)
+    throw new DeemError(
+      'ERR_VALUE',
+      `[sequence] documents must fit ${room} ids but document ${index} has ${size(whole)}`,
+    )
   }
-  const kept = how === 'start' ? [...head, ...fitting(units, room - size(head))] : [...head, ...fitting([...units, ...tail].reverse(), room - size(head)).reverse()]
-  const lost = (list: readonly Unit<I>[], pictures: boolean): number => list.filter((unit) => (unit.image !== undefined) === pictures).length
-  cuts.push({ document: index, ids: lost(whole, false) - lost(kept, false), images: lost(whole, true) - lost(kept, true) })
+  const kept =
+    how === 'start'
+      ? [...head, ...fitting(units, room - size(head))]
+      : [...head, ...fitting([...units, ...tail].reverse(), room - size(head)).reverse()]
+  const lost = (list: readonly Unit<I>[], pictures: boolean): number =>
+    list.filter((unit) => (unit.image !== undefined) === pictures).length
+  cuts.push({
+    document: index,
+    ids: lost(whole, false) - lost(kept, false),
+    images: lost(whole, true) - lost(kept, true),
+  })
   return joinUnits(kept, index)
 }
 
@@ -235,7 +249,10 @@ function unitsOf<I>(part: Part<I>, index: number, options: SequenceOptions): Uni
   for (const id of list) {
     // Slots without a picture and false document starts would shift every image after them.
     if (id === ids.image || id === ids.bos || (id === ids.soi && typeof part.text === 'string')) {
-      throw new DeemError('ERR_VALUE', `[sequence] text must not hold bos or image tokens but document ${index} has id ${id}`)
+      throw new DeemError(
+        'ERR_VALUE',
+        `[sequence] text must not hold bos or image tokens but document ${index} has id ${id}`,
+      )
     }
   }
   return list.map((id) => ({ ids: [id], loss: part.loss }))

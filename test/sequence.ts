@@ -34,7 +34,13 @@ interface Case {
 const cases: Case[] = [
   { name: 'text alone', documents: [[text('3 4')]], ids: [[1, 3, 4, 2]], labels: [[3, 4, 2]], counts: [0], starts: [] },
   { name: 'an empty document', documents: [[]], ids: [[1, 2]], labels: [[2]] },
-  { name: 'no bos, no eos', documents: [[text('3 4')]], options: { bos: false, eos: false }, ids: [[3, 4]], labels: [[4]] },
+  {
+    name: 'no bos, no eos',
+    documents: [[text('3 4')]],
+    options: { bos: false, eos: false },
+    ids: [[3, 4]],
+    labels: [[4]],
+  },
   {
     name: 'an image first: its start is no target',
     documents: [[image('a'), text('3')]],
@@ -155,7 +161,10 @@ const cases: Case[] = [
   },
   {
     name: 'packed documents start where they start',
-    documents: [[text('3'), image('a')], [image('b'), text('4')]],
+    documents: [
+      [text('3'), image('a')],
+      [image('b'), text('4')],
+    ],
     options: { pack: true, maxLength: 12, padding: 'left', padTo: 13 },
     ids: [[9, 1, 3, 7, 8, 8, 2, 1, 7, 8, 8, 4, 2]],
     labels: [[_, 3, 7, _, _, 2, _, _, _, _, 4, 2]],
@@ -190,7 +199,14 @@ const cases: Case[] = [
     images: ['b'],
     cuts: [{ document: 0, ids: 1, images: 1 }],
   },
-  { name: 'ids in place of words may hold a start of image', documents: [[text([3, 7])]], options: { eos: false }, ids: [[1, 3, 7]], labels: [[3, 7]], counts: [0] },
+  {
+    name: 'ids in place of words may hold a start of image',
+    documents: [[text([3, 7])]],
+    options: { eos: false },
+    ids: [[1, 3, 7]],
+    labels: [[3, 7]],
+    counts: [0],
+  },
 ]
 
 for (const one of cases) {
@@ -198,7 +214,10 @@ for (const one of cases) {
     const built = buildSequences(one.documents, { ...base, ...one.options })
     t.deepEqual(rowsOf(built.inputs.text_ids), one.ids)
     t.deepEqual(rowsOf(built.inputs.labels), one.labels)
-    t.deepEqual(rowsOf(built.inputs.attention_mask), one.keep ?? one.ids.map((row) => row.map((id) => (id === ids.pad ? 0 : 1))))
+    t.deepEqual(
+      rowsOf(built.inputs.attention_mask),
+      one.keep ?? one.ids.map((row) => row.map((id) => (id === ids.pad ? 0 : 1))),
+    )
     if (one.counts) t.deepEqual(numbers(built.inputs.num_image_per_seq), one.counts)
     if (one.starts) t.deepEqual(numbers(built.inputs.nearest_bos_idxs), one.starts)
     t.deepEqual(numbers(built.inputs.prompt_offset), one.offset ?? one.ids.map(() => 0))
@@ -244,7 +263,12 @@ test('random documents keep their rules', (t) => {
     let next = 0
     const documents = Array.from({ length: 1 + random.int(6) }, () =>
       Array.from({ length: random.int(6) }, () =>
-        random.bool(0.4) ? image(next++) : text(Array.from({ length: random.int(8) }, () => 3 + random.int(4)), { loss: random.bool(0.7) }),
+        random.bool(0.4)
+          ? image(next++)
+          : text(
+              Array.from({ length: random.int(8) }, () => 3 + random.int(4)),
+              { loss: random.bool(0.7) },
+            ),
       ),
     )
     const built = buildSequences(documents, options)
@@ -267,7 +291,11 @@ test('random documents keep their rules', (t) => {
       row.forEach((id, j) => {
         if (id === ids.bos) lastBos = j
         if (id !== ids.soi) return
-        t.deepEqual(row.slice(j + 1, j + 1 + options.imageTokens), Array(options.imageTokens).fill(ids.image), 'an image is whole')
+        t.deepEqual(
+          row.slice(j + 1, j + 1 + options.imageTokens),
+          Array(options.imageTokens).fill(ids.image),
+          'an image is whole',
+        )
         t.is(starts[seen++], lastBos)
       })
       targets[r]?.forEach((target, j) => {
@@ -281,9 +309,17 @@ test('random documents keep their rules', (t) => {
     const dropped = built.cuts.reduce((sum, cut) => sum + cut.images, 0)
     t.is(built.images.length + dropped, next)
     // Reading order follows the documents' order in the rows.
-    const order = built.documents.flat().flatMap((d) => (documents[d] ?? []).flatMap((part) => (part.type === 'image' ? [part.image] : [])))
-    t.deepEqual(built.images, order.filter((picture) => built.images.includes(picture)))
-    t.deepEqual(built.documents.flat().sort((a, b) => a - b), documents.map((_d, i) => i))
+    const order = built.documents
+      .flat()
+      .flatMap((d) => (documents[d] ?? []).flatMap((part) => (part.type === 'image' ? [part.image] : [])))
+    t.deepEqual(
+      built.images,
+      order.filter((picture) => built.images.includes(picture)),
+    )
+    t.deepEqual(
+      built.documents.flat().sort((a, b) => a - b),
+      documents.map((_d, i) => i),
+    )
   }
 })
 
@@ -293,10 +329,17 @@ withFixtures('the rows and labels of the reference batch', (t) => {
   const inputs = integers(join(folder, 'inputs.safetensors'))
   const outputs = integers(join(folder, 'outputs.safetensors'))
   const special = { bos: 1, eos: 2, pad: 511, soi: 512, image: 513 }
-  const options: SequenceOptions = { tokenizer: { ids: special, encode: () => [] }, imageTokens: 5, maxLength: 39, pack: true }
+  const options: SequenceOptions = {
+    tokenizer: { ids: special, encode: () => [] },
+    imageTokens: 5,
+    maxLength: 39,
+    pack: true,
+  }
   const [rows = 0, length = 0] = inputs.text_ids?.shape ?? []
   const flat = inputs.text_ids?.data ?? []
-  const all = Array.from({ length: rows }, (_r, r) => flat.slice(r * length, (r + 1) * length)).flatMap((row) => documentsOf(row, special))
+  const all = Array.from({ length: rows }, (_r, r) => flat.slice(r * length, (r + 1) * length)).flatMap((row) =>
+    documentsOf(row, special),
+  )
   t.is(all.length, 3)
 
   const built = buildSequences(all, { ...options, padTo: length })
@@ -304,8 +347,15 @@ withFixtures('the rows and labels of the reference batch', (t) => {
     t.deepEqual(numbers(built.inputs[name]), inputs[name]?.data, name)
   }
   t.deepEqual(numbers(built.inputs.labels), outputs.labels?.data)
-  t.deepEqual(numbers(buildSequences(all, { ...options, noImageCondition: true }).inputs.labels), outputs['noimage_cond.labels']?.data)
-  const promptOffset = { shape: [2], dtype: 'i64' as const, data: BigInt64Array.from(inputs.prompt_offset?.data ?? [], BigInt) }
+  t.deepEqual(
+    numbers(buildSequences(all, { ...options, noImageCondition: true }).inputs.labels),
+    outputs['noimage_cond.labels']?.data,
+  )
+  const promptOffset = {
+    shape: [2],
+    dtype: 'i64' as const,
+    data: BigInt64Array.from(inputs.prompt_offset?.data ?? [], BigInt),
+  }
   t.deepEqual(numbers(labels(built.inputs, special, { promptOffset })), outputs['prompt_offset.labels']?.data)
 })
 
@@ -324,12 +374,25 @@ function documentsOf(row: number[], special: typeof ids): Document<string>[] {
 function integers(file: string): Record<string, { shape: number[]; data: number[] }> {
   const bytes = readFileSync(file)
   const size = Number(bytes.readBigUInt64LE(0))
-  const header = JSON.parse(bytes.toString('utf8', 8, 8 + size)) as Record<string, { dtype: string; shape: number[]; data_offsets: [number, number] }>
+  const header = JSON.parse(bytes.toString('utf8', 8, 8 + size)) as Record<
+    string,
+    { dtype: string; shape: number[]; data_offsets: [number, number] }
+  >
   const found = Object.entries(header).filter(([, { dtype }]) => dtype === 'I64')
   return Object.fromEntries(
-    found.map(([name, { shape, data_offsets: [from, to] }]) => {
-      const data = Array.from({ length: (to - from) / 8 }, (_v, i) => Number(bytes.readBigInt64LE(8 + size + from + i * 8)))
-      return [name, { shape, data }]
-    }),
+    found.map(
+      ([
+        name,
+        {
+          shape,
+          data_offsets: [from, to],
+        },
+      ]) => {
+        const data = Array.from({ length: (to - from) / 8 }, (_v, i) =>
+          Number(bytes.readBigInt64LE(8 + size + from + i * 8)),
+        )
+        return [name, { shape, data }]
+      },
+    ),
   )
 }

@@ -7,8 +7,26 @@ import { addedTokens, Tokenizer, type TokenizerJson, trainWordTokenizer } from '
 
 // A byte-fallback BPE in LLaMA's arrangement, small enough to write out: bytes, the word mark, and two merges.
 function byteJson(): TokenizerJson {
-  const pieces = ['<unk>', '<s>', '</s>', ...Array.from({ length: 256 }, (_, byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`), '▁', 'a', 'b', '▁a', '▁ab']
-  const added = ['<unk>', '<s>', '</s>'].map((content, id) => ({ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }))
+  const pieces = [
+    '<unk>',
+    '<s>',
+    '</s>',
+    ...Array.from({ length: 256 }, (_, byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, '0')}>`),
+    '▁',
+    'a',
+    'b',
+    '▁a',
+    '▁ab',
+  ]
+  const added = ['<unk>', '<s>', '</s>'].map((content, id) => ({
+    id,
+    content,
+    single_word: false,
+    lstrip: false,
+    rstrip: false,
+    normalized: false,
+    special: true,
+  }))
   return {
     added_tokens: added,
     normalizer: {
@@ -22,7 +40,12 @@ function byteJson(): TokenizerJson {
     post_processor: null,
     decoder: {
       type: 'Sequence',
-      decoders: [{ type: 'Replace', pattern: { String: '▁' }, content: ' ' }, { type: 'ByteFallback' }, { type: 'Fuse' }, { type: 'Strip', content: ' ', start: 1, stop: 0 }],
+      decoders: [
+        { type: 'Replace', pattern: { String: '▁' }, content: ' ' },
+        { type: 'ByteFallback' },
+        { type: 'Fuse' },
+        { type: 'Strip', content: ' ', start: 1, stop: 0 },
+      ],
     },
     model: {
       type: 'BPE',
@@ -91,13 +114,22 @@ test('tokens in text are ids, or words where asked', (t) => {
 
 test('a word tokenizer knows its words and no others', (t) => {
   const tokenizer = trainWordTokenizer(['A red cat, a dog.', 'is it a cat?'])
-  t.deepEqual(tokenizer.ids, { bos: 1, eos: 2, pad: 3, soi: tokenizer.baseVocabSize, image: tokenizer.baseVocabSize + 1 })
+  t.deepEqual(tokenizer.ids, {
+    bos: 1,
+    eos: 2,
+    pad: 3,
+    soi: tokenizer.baseVocabSize,
+    image: tokenizer.baseVocabSize + 1,
+  })
   t.is(tokenizer.id('a'), 4)
   t.is(tokenizer.id('cat'), 5)
   t.deepEqual(tokenizer.encode('cat'), [5])
   t.deepEqual(tokenizer.encode('cats'), [0])
   t.deepEqual(tokenizer.encode('CAT'), [5])
-  t.is(tokenizer.decode(tokenizer.encode('a red cat, is it a dog?', { bos: true, eos: true })), 'a red cat, is it a dog?')
+  t.is(
+    tokenizer.decode(tokenizer.encode('a red cat, is it a dog?', { bos: true, eos: true })),
+    'a red cat, is it a dog?',
+  )
   t.deepEqual(trainWordTokenizer(['b a', 'a b']).json, trainWordTokenizer(['a b', 'b a']).json)
   t.is(trainWordTokenizer(['a a b b c'], { minCount: 2 }).id('c'), undefined)
   t.is(trainWordTokenizer(['a a b b c'], { maxWords: 1 }).id('b'), undefined)

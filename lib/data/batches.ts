@@ -1,6 +1,14 @@
 import { DeemError } from '../errors.js'
 import { type HostTensor, i64 } from '../host-tensor.js'
-import { buildSequences, type Document, image, type SequenceInputs, type SequenceOptions, type Sequences, text } from '../sequence.js'
+import {
+  buildSequences,
+  type Document,
+  image,
+  type SequenceInputs,
+  type SequenceOptions,
+  type Sequences,
+  text,
+} from '../sequence.js'
 import type { Tokenizer } from '../tokenizer/tokenizer.js'
 import { trainWordTokenizer } from '../tokenizer/word-tokenizer.js'
 import { captionTexts, denseCaption, sparseCaption } from './captions.js'
@@ -34,7 +42,12 @@ export function textQuestionDocument({ scene, question }: SceneQuestion): Docume
 }
 
 /** Documents `start` .. `start + count - 1` of alignment: scenes in turn described and painted. */
-export function alignmentDocuments(source: SceneSource, start: number, count: number, caption: 'dense' | 'sparse'): Document<Scene>[] {
+export function alignmentDocuments(
+  source: SceneSource,
+  start: number,
+  count: number,
+  caption: 'dense' | 'sparse',
+): Document<Scene>[] {
   return Array.from({ length: count }, (_, i) => {
     const scene = sceneAt(source, start + i)
     const words = caption === 'dense' ? denseCaption(scene) : sparseCaption(scene, stream(source, 'caption', start + i))
@@ -52,18 +65,29 @@ export interface SceneBatch extends Sequences<Scene> {
 }
 
 /** Rows and pictures of `documents`. */
-export function sceneBatch(documents: readonly Document<Scene>[], sprites: Sprites, options: SequenceOptions): SceneBatch {
+export function sceneBatch(
+  documents: readonly Document<Scene>[],
+  sprites: Sprites,
+  options: SequenceOptions,
+): SceneBatch {
   const sequences = buildSequences(documents, options)
   const pictures = renderScenes(sequences.images, sprites)
   return { ...sequences, inputs: { ...sequences.inputs, image_tensors: pictures, image_tensors_dec: pictures } }
 }
 
 /** Captions as `[N, length]` ids with bos and eos, padded on the right; for text encoders. A caption too long is an error. */
-export function captionIds(captions: readonly string[], tokenizer: Pick<Tokenizer, 'encode' | 'ids'>, length: number): HostTensor<'i64'> {
+export function captionIds(
+  captions: readonly string[],
+  tokenizer: Pick<Tokenizer, 'encode' | 'ids'>,
+  length: number,
+): HostTensor<'i64'> {
   const rows = captions.map((caption) => {
     const ids = tokenizer.encode(caption, { bos: true, eos: true })
     if (ids.length > length) {
-      throw new DeemError('ERR_VALUE', `[captionIds] captions must fit ${length} ids but ${JSON.stringify(caption)} has ${ids.length}`)
+      throw new DeemError(
+        'ERR_VALUE',
+        `[captionIds] captions must fit ${length} ids but ${JSON.stringify(caption)} has ${ids.length}`,
+      )
     }
     return [...ids, ...new Array<number>(length - ids.length).fill(tokenizer.ids.pad)]
   })
@@ -74,7 +98,11 @@ export function captionIds(captions: readonly string[], tokenizer: Pick<Tokenize
  * Items `start` .. `end - 1`, each made while its predecessor is in use: after an item is handed out, the next is made on
  * the following turn of the event loop, when the native step that uses the first is already running.
  */
-export async function* ahead<T>(start: number, end: number, make: (index: number) => T | Promise<T>): AsyncGenerator<T, void, void> {
+export async function* ahead<T>(
+  start: number,
+  end: number,
+  make: (index: number) => T | Promise<T>,
+): AsyncGenerator<T, void, void> {
   if (start >= end) return
   let current = await make(start)
   for (let index = start + 1; index <= end; index++) {

@@ -46,7 +46,8 @@ export function cropSlotCaption(crop: Scene): string {
 /** A crop in words: "an upside down cat on a red background." */
 export function cropCaption(crop: Scene): string {
   const object = crop.objects[0]
-  const what = object === undefined ? 'nothing' : withArticle(`${object.upside ? 'upside down ' : ''}${noun(object.noun).word}`)
+  const what =
+    object === undefined ? 'nothing' : withArticle(`${object.upside ? 'upside down ' : ''}${noun(object.noun).word}`)
   return `${what} on a ${colorName(crop)} background.`
 }
 
@@ -67,7 +68,11 @@ export function readCaption(text: string): CaptionFacts {
     const index = nouns.findIndex(({ word }) => words.includes(word))
     if (index < 0) continue
     const quadrant = quadrants.findIndex((place) => part.includes(place))
-    facts.objects.push({ noun: index, quadrant: quadrant < 0 ? undefined : quadrant, upside: part.includes('upside down') })
+    facts.objects.push({
+      noun: index,
+      quadrant: quadrant < 0 ? undefined : quadrant,
+      upside: part.includes('upside down'),
+    })
   }
   return facts
 }
@@ -87,7 +92,14 @@ export interface CaptionScore {
 export function scoreCaption(text: string, scene: Scene): CaptionScore {
   const facts = readCaption(text)
   const said = new Map(facts.objects.map((object) => [object.noun, object]))
-  const score = { background: facts.background === scene.background, found: 0, said: said.size, there: scene.objects.length, placed: 0, turned: 0 }
+  const score = {
+    background: facts.background === scene.background,
+    found: 0,
+    said: said.size,
+    there: scene.objects.length,
+    placed: 0,
+    turned: 0,
+  }
   for (const object of scene.objects) {
     const claim = said.get(object.noun)
     if (claim === undefined) continue

@@ -16,7 +16,10 @@ export interface MeasuredBackground {
 export function measureBackgrounds(images: HostTensor<'f32'>): MeasuredBackground[] {
   const [count = 0, height = 0, width = 0, channels] = images.shape
   if (images.shape.length !== 4 || channels !== 3) {
-    throw new DeemError('ERR_SHAPE', `[measureBackgrounds] images must be [N, H, W, 3] but have shape [${images.shape}]`)
+    throw new DeemError(
+      'ERR_SHAPE',
+      `[measureBackgrounds] images must be [N, H, W, 3] but have shape [${images.shape}]`,
+    )
   }
   const rim = Math.max(1, Math.round(Math.min(height, width) / 16))
   const inside = (at: number, side: number): boolean => at >= rim && at < side - rim
@@ -26,7 +29,8 @@ export function measureBackgrounds(images: HostTensor<'f32'>): MeasuredBackgroun
   }
   return Array.from({ length: count }, (_, i) => {
     const start = i * height * width * 3
-    const channel = (c: number): number => median(Float32Array.from(places, (place) => images.data[start + place + c] as number))
+    const channel = (c: number): number =>
+      median(Float32Array.from(places, (place) => images.data[start + place + c] as number))
     return nearest([channel(0), channel(1), channel(2)])
   })
 }

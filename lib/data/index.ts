@@ -23,10 +23,20 @@ export {
   sparseCaption,
 } from './captions.js'
 export { type MeasuredBackground, measureBackgrounds } from './colors.js'
-export { backgrounds, type NamedColor, type Noun, type NounGroup, nouns, nounWeights, quadrants, type Vendor, vendors } from './nouns.js'
 export {
-  ask,
+  backgrounds,
+  type NamedColor,
+  type Noun,
+  type NounGroup,
+  nouns,
+  nounWeights,
+  quadrants,
+  type Vendor,
+  vendors,
+} from './nouns.js'
+export {
   type AskOptions,
+  ask,
   type NegativeKind,
   negativeKinds,
   type PairKind,

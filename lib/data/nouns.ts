@@ -89,7 +89,8 @@ export type Vendor = (typeof vendors)[number]
 /** The noun at an index. */
 export function noun(index: number): Noun {
   const found = nouns[index]
-  if (found === undefined) throw new DeemError('ERR_INDEX', `[noun] index must lie in 0..${nouns.length - 1} but got ${index}`)
+  if (found === undefined)
+    throw new DeemError('ERR_INDEX', `[noun] index must lie in 0..${nouns.length - 1} but got ${index}`)
   return found
 }
 

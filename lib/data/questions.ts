@@ -70,9 +70,17 @@ export function ask(kind: QuestionKind, scene: Scene, random: Random, options: A
  * Question `index` of one kind, with a scene of its own. Yes and no alternate with the index, and the three settings of
  * existence questions follow each other, so any 6 (2, for a given setting) in a row are balanced.
  */
-export function questionAt(source: SceneSource, kind: QuestionKind, index: number, negatives?: NegativeKind): SceneQuestion {
+export function questionAt(
+  source: SceneSource,
+  kind: QuestionKind,
+  index: number,
+  negatives?: NegativeKind,
+): SceneQuestion {
   const random = stream(source, `question ${kind} ${negatives ?? ''}`, index)
-  const options: AskOptions = { want: index % 2 === 0, negatives: negatives ?? (negativeKinds[Math.floor(index / 2) % 3] as NegativeKind) }
+  const options: AskOptions = {
+    want: index % 2 === 0,
+    negatives: negatives ?? (negativeKinds[Math.floor(index / 2) % 3] as NegativeKind),
+  }
   for (let attempt = 0; attempt < 1000; attempt++) {
     const scene = drawScene(random, source.vendors)
     const question = ask(kind, scene, random, options)
@@ -103,7 +111,8 @@ export function pairAt(source: SceneSource, kind: PairKind, index: number): Scen
 function differ(kind: PairKind, scene: Scene, random: Random): { other: Scene; ask: (scene: Scene) => Question } {
   const at = random.int(scene.objects.length)
   const object = scene.objects[at] as SceneObject
-  const replaced = (...by: SceneObject[]): Scene => withObjects(scene, [...scene.objects.slice(0, at), ...by, ...scene.objects.slice(at + 1)])
+  const replaced = (...by: SceneObject[]): Scene =>
+    withObjects(scene, [...scene.objects.slice(0, at), ...by, ...scene.objects.slice(at + 1)])
   switch (kind) {
     case 'background': {
       const background = (scene.background + 1 + random.int(backgrounds.length - 1)) % backgrounds.length
@@ -112,7 +121,10 @@ function differ(kind: PairKind, scene: Scene, random: Random): { other: Scene; a
         return Math.min(1, Math.max(0, color + (to?.rgb[c] ?? 0) - (from?.rgb[c] ?? 0)))
       }
       const color = scene.color.map(shift) as [number, number, number]
-      return { other: { ...scene, background, color }, ask: (one) => ({ kind, text: backgroundText, answer: backgroundAnswer(one) }) }
+      return {
+        other: { ...scene, background, color },
+        ask: (one) => ({ kind, text: backgroundText, answer: backgroundAnswer(one) }),
+      }
     }
     case 'noun': {
       const other = replaced({ ...object, noun: absentNoun(scene, random, random.pick(negativeKinds)) })
@@ -165,7 +177,8 @@ const backgroundText = 'what color is the background?'
 const existenceText = (about: number): string => `is there ${withArticle(noun(about).word)}?`
 const whereText = (about: number): string => `where is the ${noun(about).word}?`
 const orientationText = (about: number): string => `is the ${noun(about).word} upside down?`
-const relationText = (name: string, a: number, b: number): string => `is the ${noun(a).word} ${name} the ${noun(b).word}?`
+const relationText = (name: string, a: number, b: number): string =>
+  `is the ${noun(a).word} ${name} the ${noun(b).word}?`
 
 const yesNo = (yes: boolean): string => (yes ? 'yes' : 'no')
 const countAnswer = (scene: Scene): string => numbers[scene.objects.length] as string

@@ -24,7 +24,8 @@ export class Random {
         absorb(part.length ^ 0x5bd1e995)
         for (let i = 0; i < part.length; i++) absorb(part.charCodeAt(i))
       } else {
-        if (!Number.isSafeInteger(part)) throw new DeemError('ERR_VALUE', `[random] keys must be integers or names but got ${part}`)
+        if (!Number.isSafeInteger(part))
+          throw new DeemError('ERR_VALUE', `[random] keys must be integers or names but got ${part}`)
         absorb(part | 0)
         absorb(Math.floor(part / 2 ** 32) | 0)
       }

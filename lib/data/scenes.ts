@@ -82,7 +82,10 @@ export function drawScene(random: Random, from: readonly Vendor[], count: number
 }
 
 /** A background of one name (any if left out) with its jitter. */
-export function drawBackground(random: Random, background: number = random.int(backgrounds.length)): Pick<Scene, 'background' | 'color'> {
+export function drawBackground(
+  random: Random,
+  background: number = random.int(backgrounds.length),
+): Pick<Scene, 'background' | 'color'> {
   const named = backgrounds[background]
   if (named === undefined) throw new DeemError('ERR_INDEX', `[scenes] no background ${background}`)
   const shifted = named.rgb.map((value) => Math.min(1, Math.max(0, value + random.between(-colorJitter, colorJitter))))
@@ -125,7 +128,10 @@ function render(scenes: readonly Scene[], sprites: Sprites, side: number): HostT
     fill(out, i * per, per, scene.color)
     for (const object of scene.objects) {
       if (object.noun >= nouns.length || object.x + object.size > side || object.y + object.size > side) {
-        throw new DeemError('ERR_VALUE', `[scenes] object ${JSON.stringify(object)} does not fit a picture of ${side} px`)
+        throw new DeemError(
+          'ERR_VALUE',
+          `[scenes] object ${JSON.stringify(object)} does not fit a picture of ${side} px`,
+        )
       }
       blend(out, i * per, side, object, sprites.get(scene.vendor, object.noun, object.size))
     }

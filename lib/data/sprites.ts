@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import sharp from 'sharp'
-import { DeemError } from '../errors.js'
+import { causedBy, DeemError } from '../errors.js'
 import { nouns, type Vendor, vendors } from './nouns.js'
 
 /** Sides a sprite is drawn at, in pixels. */
@@ -36,7 +36,10 @@ export class Sprites {
   get(vendor: Vendor, noun: number, size: number): Float32Array {
     const found = this.#pixels.get(key(vendor, noun, size))
     if (found === undefined) {
-      throw new DeemError('ERR_INDEX', `[sprites] no picture of noun ${noun} by ${vendor} at ${size} px; loaded: ${this.vendors}`)
+      throw new DeemError(
+        'ERR_INDEX',
+        `[sprites] no picture of noun ${noun} by ${vendor} at ${size} px; loaded: ${this.vendors}`,
+      )
     }
     return found
   }
@@ -64,7 +67,7 @@ async function readSprite(file: string, size: number): Promise<Float32Array> {
     const picture = sharp(file).ensureAlpha().resize(size, size, { kernel: 'cubic', fit: 'contain', background: clear })
     bytes = await picture.toColourspace('srgb').raw().toBuffer()
   } catch (cause) {
-    throw new DeemError('ERR_FORMAT', `[sprites] cannot read ${file}: ${(cause as Error).message}`, { cause })
+    throw causedBy(cause, 'ERR_FORMAT', `[sprites] cannot read ${file}`)
   }
   const out = new Float32Array(size * size * 4)
   for (let i = 0; i < out.length; i += 4) {

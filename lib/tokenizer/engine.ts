@@ -1,5 +1,5 @@
 import { Tokenizer as Library } from '@huggingface/tokenizers'
-import { DeemError } from '../errors.js'
+import { causedBy } from '../errors.js'
 
 /** What is used of the library, typed here because its declarations do not resolve under nodenext. */
 export interface Engine {
@@ -21,7 +21,7 @@ export function makeEngine(json: object, config: object): Engine {
     decodeBytesExactly(engine.decoder)
     return engine
   } catch (cause) {
-    throw new DeemError('ERR_FORMAT', `[tokenizer] cannot use this tokenizer.json: ${(cause as Error).message}`, { cause })
+    throw causedBy(cause, 'ERR_FORMAT', '[tokenizer] cannot use this tokenizer.json')
   }
 }
 

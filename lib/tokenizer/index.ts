@@ -1,2 +1,9 @@
-export { addedTokens, type SpecialIds, Tokenizer, type TokenizerConfig, type TokenizerJson, type TokenizerOptions } from './tokenizer.js'
+export {
+  addedTokens,
+  type SpecialIds,
+  Tokenizer,
+  type TokenizerConfig,
+  type TokenizerJson,
+  type TokenizerOptions,
+} from './tokenizer.js'
 export { trainWordTokenizer } from './word-tokenizer.js'

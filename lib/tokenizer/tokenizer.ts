@@ -1,6 +1,6 @@
 import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { DeemError } from '../errors.js'
+import { causedBy, DeemError } from '../errors.js'
 import { type Engine, makeEngine } from './engine.js'
 
 /** The tokens DEEM adds after the vocabulary of the language model, in id order. */
@@ -114,7 +114,11 @@ export class Tokenizer {
     }
     const ids = text === '' ? [] : engine.encode(text, { add_special_tokens: false }).ids
     const bad = ids.indexOf(undefined)
-    if (bad >= 0) throw new DeemError('ERR_VALUE', `[tokenizer] no id for part ${bad} of ${JSON.stringify(text)} and no unknown token`)
+    if (bad >= 0)
+      throw new DeemError(
+        'ERR_VALUE',
+        `[tokenizer] no id for part ${bad} of ${JSON.stringify(text)} and no unknown token`,
+      )
     return [...(options.bos ? [this.ids.bos] : []), ...(ids as number[]), ...(options.eos ? [this.ids.eos] : [])]
   }
 
@@ -127,7 +131,10 @@ export class Tokenizer {
         throw new DeemError('ERR_INDEX', `[tokenizer] ids must lie in 0..${this.vocabSize - 1} but got ${id}`)
       }
     }
-    return this.#engine.decode(list, { skip_special_tokens: options.special !== true, clean_up_tokenization_spaces: false })
+    return this.#engine.decode(list, {
+      skip_special_tokens: options.special !== true,
+      clean_up_tokenization_spaces: false,
+    })
   }
 
   /** The id of one token, undefined where there is none. */
@@ -169,7 +176,8 @@ function withAddedTokens(json: TokenizerJson, from?: number): { json: TokenizerJ
   }
   if (present.length > 0) return { json: full, base: Math.min(...present) }
   const base = from ?? taken
-  if (base < taken) throw new DeemError('ERR_VALUE', `[tokenizer] baseVocabSize must be at least ${taken} but got ${base}`)
+  if (base < taken)
+    throw new DeemError('ERR_VALUE', `[tokenizer] baseVocabSize must be at least ${taken} but got ${base}`)
   addedTokens.forEach((content, i) => {
     full.added_tokens.push(addedToken(content, base + i))
   })
@@ -183,7 +191,8 @@ export function addedToken(content: string, id: number): AddedToken {
 
 function tokenName(entry: unknown): string | undefined {
   if (typeof entry === 'string') return entry
-  if (typeof entry === 'object' && entry !== null && 'content' in entry && typeof entry.content === 'string') return entry.content
+  if (typeof entry === 'object' && entry !== null && 'content' in entry && typeof entry.content === 'string')
+    return entry.content
   return undefined
 }
 
@@ -193,11 +202,11 @@ async function readJson(file: string): Promise<unknown> {
     text = await readFile(file, 'utf8')
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
-    throw new DeemError('ERR_IO', `[tokenizer] cannot read ${file}: ${(cause as Error).message}`, { cause })
+    throw causedBy(cause, 'ERR_IO', `[tokenizer] cannot read ${file}`)
   }
   try {
     return JSON.parse(text)
   } catch (cause) {
-    throw new DeemError('ERR_FORMAT', `[tokenizer] ${file} is not JSON: ${(cause as Error).message}`, { cause })
+    throw causedBy(cause, 'ERR_FORMAT', `[tokenizer] ${file} is not JSON`)
   }
 }

@@ -25,7 +25,8 @@ export function trainWordTokenizer(
     .sort(([a, m], [b, n]) => n - m || (a < b ? -1 : 1))
     .slice(0, options.maxWords ?? Number.POSITIVE_INFINITY)
     .map(([word]) => word)
-  if (kept.length === 0) throw new DeemError('ERR_VALUE', '[trainWordTokenizer] needs at least one word but the texts hold none')
+  if (kept.length === 0)
+    throw new DeemError('ERR_VALUE', '[trainWordTokenizer] needs at least one word but the texts hold none')
   const names = { bos_token: '<s>', eos_token: '</s>', pad_token: '<pad>', unk_token: '<unk>' }
   return new Tokenizer(wordJson(kept), { ...names, tokenizer_class: 'PreTrainedTokenizerFast' })
 }
