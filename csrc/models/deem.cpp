@@ -246,7 +246,7 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
   };
 
   // Text.
-  auto llm = llm_.forward(p.embeds, keep, p.features, p.visibility, {}, details);
+  auto llm = llm_.forward(p.embeds, keep, p.features, p.visibility, {}, {.hidden_states = details});
   Tensor logits = head_(llm.last_hidden);
   Tensor labels = optional_input(inputs, "labels")
                       ? Draws::checked("labels", input(inputs, "labels"), {ids.size(0), ids.size(1) - 1}, DType::i64)

@@ -132,6 +132,12 @@ int64_t Config::integer(const std::string& key, std::optional<int64_t> fallback)
   return v ? typed<int64_t>(*v, v->is_number_integer(), path_, key, "an integer") : *fallback;
 }
 
+int64_t Config::positive(const std::string& key, std::optional<int64_t> fallback) const {
+  int64_t v = integer(key, fallback);
+  check<ConfigError>(v >= 1, "config key '", path_, ".", key, "' must be at least 1 but is ", v);
+  return v;
+}
+
 double Config::number(const std::string& key, std::optional<double> fallback) const {
   const Json* v = find(key, !fallback);
   return v ? typed<double>(*v, v->is_number(), path_, key, "a number") : *fallback;

@@ -91,6 +91,11 @@ class Scope {
   std::string prefix_;
 };
 
+// How a forward pass runs. training: dropout and stochastic depth draw from the running RngScope.
+struct Mode {
+  bool training = false;
+};
+
 // ---- layers ------------------------------------------------------------------------------------------------------------
 
 struct Linear {
@@ -147,6 +152,7 @@ class Config {
  public:
   Config(const Json& json, std::string path);
   int64_t integer(const std::string& key, std::optional<int64_t> fallback = {}) const;
+  int64_t positive(const std::string& key, std::optional<int64_t> fallback = {}) const;  // an integer of at least 1
   double number(const std::string& key, std::optional<double> fallback = {}) const;
   bool boolean(const std::string& key, std::optional<bool> fallback = {}) const;
   std::string string(const std::string& key, std::optional<std::string> fallback = {}) const;

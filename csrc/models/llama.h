@@ -1,0 +1,75 @@
+// LLaMA decoder with MMFS between attention and MLP of every n-th layer (model.md, step 5). B rows, T positions, C width,
+// N images of S positions and D channels, H heads.
+#pragma once
+#include "models/mmfs.h"
+
+namespace deem {
+
+struct LlamaConfig {
+  int64_t hidden_size, num_attention_heads, num_key_value_heads, intermediate_size, num_hidden_layers, vocab_size;
+  double rms_norm_eps;
+  int64_t max_position_embeddings;
+  double rope_theta;
+  int64_t mmfs_heads, mmfs_points;
+  double mmfs_base_side;
+  int64_t mmfs_max_images;
+  int64_t image_embed_dim;              // D
+  int64_t cross_attention_frequency;    // layers whose index is a multiple of it look at the images
+  std::vector<int64_t> spatial_shapes;  // sides of the square levels, in the order of S
+
+  static LlamaConfig read(const Config& c);
+  // For a configuration that gives the last three elsewhere.
+  static LlamaConfig read(const Config& c, int64_t image_embed_dim, int64_t cross_attention_frequency,
+                          const std::vector<int64_t>& spatial_shapes);
+};
+
+// What decoding keeps between calls. Starts empty; forward() extends it.
+struct LlamaState {
+  Tensors keys, values;  // per layer [B, T so far, Hkv, head size], after RoPE
+  Tensors image_values;  // per layer [B, N, S, D] as MMFS samples them; undefined where a layer sees no images
+
+  int64_t length() const { return keys.empty() ? 0 : keys[0].size(1); }
+  void select(const Tensor& rows);  // row i becomes row rows[i] (i64), e.g. of surviving beams
+};
+
+struct LlamaOutput {
+  Tensor last_hidden;    // [B, T, C] after the final norm
+  Tensors layer_inputs;  // per layer [B, T, C], if asked for
+};
+
+struct LlamaOptions {
+  bool hidden_states = false;  // give layer_inputs
+  bool checkpoint = false;     // recompute each layer in the backward pass; not with a state
+};
+
+struct Llama {
+  struct Layer {
+    RmsNorm input_norm, post_attention_norm;
+    Linear q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj;
+    struct Cross {
+      Tensor gate;
+      Mmfs attn;
+      RmsNorm norm1, norm2;
+      Cross(const Scope& s, const LlamaConfig& c);
+    };
+    std::optional<Cross> cross;
+    Layer(const Scope& s, const LlamaConfig& c, bool with_cross);
+    bool trains() const;  // some parameter wants a gradient
+  };
+
+  LlamaConfig config;
+  Tensor embed_tokens;  // [V, C]
+  std::vector<Layer> layers;
+  RmsNorm norm;
+
+  Llama(const Scope& s, const LlamaConfig& c);
+
+  // embeds [B, T, C]; keep [B, T so far + T] i64 or u8, 0 on padding; features [B, N, S, D]; image_mask [B, T or more, N]
+  // 0/1, given with features; positions [B, T] i64, by default counted on from the state's length. A state is extended in place
+  // and remembers the projected images: later calls then need image_mask alone, and features only to replace them.
+  LlamaOutput forward(const Tensor& embeds, const MaybeTensor& keep = {}, const MaybeTensor& features = {},
+                      const MaybeTensor& image_mask = {}, const MaybeTensor& positions = {},
+                      const LlamaOptions& options = {}, LlamaState* state = nullptr) const;
+};
+
+}  // namespace deem
