@@ -1,0 +1,273 @@
+#include "ops/elementwise.h"
+
+#include "cpu/strided.h"
+
+namespace deem::DEEM_ISA {
+
+DEEM_INLINE float sqrt(float x) { return std::sqrt(x); }
+DEEM_INLINE float abs(float x) { return std::fabs(x); }
+
+// 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x sigmoid(2u).
+DEEM_INLINE float gelu_tanh(float x) { return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
+DEEM_INLINE float gelu_tanh_derivative(float x) {
+  float s = sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
+  return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * x * x);
+}
+
+#define ROW(name, keeps, VALUE, DERIVATIVE)                                                                           \
+  struct name##_row {                                                                                                 \
+    DEEM_INLINE static float value([[maybe_unused]] float x, [[maybe_unused]] float s, [[maybe_unused]] float t) {    \
+      return VALUE;                                                                                                   \
+    }                                                                                                                 \
+    DEEM_INLINE static float derivative([[maybe_unused]] float x, [[maybe_unused]] float y, [[maybe_unused]] float s, \
+                                        [[maybe_unused]] float t) {                                                   \
+      return DERIVATIVE;                                                                                              \
+    }                                                                                                                 \
+  };
+DEEM_UNARY_TABLE(ROW)
+#undef ROW
+
+#define ROW(name, VALUE)                   \
+  struct name##_row {                      \
+    template <class V>                     \
+    DEEM_INLINE static V value(V a, V b) { \
+      return VALUE;                        \
+    }                                      \
+  };
+DEEM_BINARY_TABLE(ROW)
+#undef ROW
+
+// ---- one input -----------------------------------------------------------------------------------------------------
+
+template <class Row, class T>
+static void unary_rows(const UnaryArgs& a) {
+  const T* x = (const T*)a.x;
+  T* y = (T*)a.y;
+  parallel_for(a.n, 2, [&](int64_t begin, int64_t end) {
+    const float s = a.s, t = a.t;
+#pragma omp simd
+    for (int64_t i = begin; i < end; i++) store(y + i, Row::value(load(x + i), s, t));
+  });
+}
+
+template <class Row, class T>
+static void unary_backward_rows(const UnaryBackwardArgs& a) {
+  const T *dy = (const T*)a.dy, *kept = (const T*)(a.kept ? a.kept : a.dy);
+  T* dx = (T*)a.dx;
+  parallel_for(a.n, 3, [&](int64_t begin, int64_t end) {
+    const float s = a.s, t = a.t;
+#pragma omp simd
+    for (int64_t i = begin; i < end; i++) {
+      float v = load(kept + i);
+      store(dx + i, load(dy + i) * Row::derivative(v, v, s, t));
+    }
+  });
+}
+
+static void unary(const UnaryArgs& a) {
+  dispatch_float(a.dtype, "unary", [&]<class T>(T) {
+    switch (a.op) {
+#define ROW(name, ...) \
+  case Unary::name:    \
+    return unary_rows<name##_row, T>(a);
+      DEEM_UNARY_TABLE(ROW)
+#undef ROW
+    }
+  });
+}
+
+static void unary_backward(const UnaryBackwardArgs& a) {
+  dispatch_float(a.dtype, "unary_backward", [&]<class T>(T) {
+    switch (a.op) {
+#define ROW(name, ...) \
+  case Unary::name:    \
+    return unary_backward_rows<name##_row, T>(a);
+      DEEM_UNARY_TABLE(ROW)
+#undef ROW
+    }
+  });
+}
+
+// ---- two inputs
+// ------------------------------------------------------------------------------------------------------
+
+DEEM_INLINE int64_t load(const int64_t* p) { return *p; }
+DEEM_INLINE void store(int64_t* p, int64_t v) { *p = v; }
+// Integers wrap round, which signed arithmetic may not.
+DEEM_INLINE uint64_t load_wide(const int64_t* p) { return uint64_t(*p); }
+template <class T>
+DEEM_INLINE float load_wide(const T* p) {
+  return load(p);
+}
+DEEM_INLINE void store_wide(int64_t* p, uint64_t v) { *p = int64_t(v); }
+template <class T>
+DEEM_INLINE void store_wide(T* p, float v) {
+  store(p, v);
+}
+
+template <class Row, class T>
+static void binary_rows(const BinaryArgs& args) {
+  const int last = args.axes.ndim - 1;
+  const bool row_a = args.axes.strides[1][last] != 0, row_b = args.axes.strides[2][last] != 0;
+  for_runs<3>(args.axes, 1, [&](const int64_t* at, int64_t n) {
+    T* y = (T*)args.y + at[0];
+    const T *a = (const T*)args.a + at[1], *b = (const T*)args.b + at[2];
+    const auto first_a = load_wide(a), first_b = load_wide(b);
+    if (row_a && row_b) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) store_wide(y + i, Row::value(load_wide(a + i), load_wide(b + i)));
+    } else if (row_a) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) store_wide(y + i, Row::value(load_wide(a + i), first_b));
+    } else if (row_b) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) store_wide(y + i, Row::value(first_a, load_wide(b + i)));
+    } else {
+      const auto v = Row::value(first_a, first_b);
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) store_wide(y + i, v);
+    }
+  });
+}
+
+static void binary(const BinaryArgs& a) {
+  if (a.dtype == DType::i64) {
+    switch (a.op) {
+      case Binary::add:
+        return binary_rows<add_row, int64_t>(a);
+      case Binary::sub:
+        return binary_rows<sub_row, int64_t>(a);
+      case Binary::mul:
+        return binary_rows<mul_row, int64_t>(a);
+      case Binary::div:
+        throw_not_float("div", a.dtype);
+    }
+  }
+  dispatch_float(a.dtype, "binary", [&]<class T>(T) {
+    switch (a.op) {
+#define ROW(name, ...) \
+  case Binary::name:   \
+    return binary_rows<name##_row, T>(a);
+      DEEM_BINARY_TABLE(ROW)
+#undef ROW
+    }
+  });
+}
+
+// ---- where, cast
+// -------------------------------------------------------------------------------------------------------
+
+template <class U>
+static void where_as(const WhereArgs& w) {
+  const int last = w.axes.ndim - 1;
+  const int64_t sm = w.axes.strides[1][last], sa = w.axes.strides[2][last], sb = w.axes.strides[3][last];
+  for_runs<4>(w.axes, 2, [&](const int64_t* at, int64_t n) {
+    U* y = (U*)w.y + at[0];
+    const uint8_t* mask = w.mask + at[1];
+    const U *a = (const U*)w.a + at[2], *b = (const U*)w.b + at[3];
+    if (sm == 0) {  // a whole run from one side
+      const U* from = *mask ? a : b;
+      const int64_t step = *mask ? sa : sb;
+      for (int64_t i = 0; i < n; i++) y[i] = from[i * step];
+    } else if (sm == 1 && sa == 1 && sb == 1) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) {
+        U u = a[i], v = b[i];
+        y[i] = mask[i] ? u : v;
+      }
+    } else {
+      for (int64_t i = 0; i < n; i++) y[i] = mask[i * sm] ? a[i * sa] : b[i * sb];
+    }
+  });
+}
+
+static void where(const WhereArgs& w) {
+  switch (w.width) {
+    case 1:
+      return where_as<uint8_t>(w);
+    case 2:
+      return where_as<uint16_t>(w);
+    case 4:
+      return where_as<uint32_t>(w);
+    default:
+      return where_as<uint64_t>(w);
+  }
+}
+
+template <class T>
+struct Limits;  // of integers; `top` is the first float above them
+template <>
+struct Limits<int64_t> {
+  static constexpr int64_t low = INT64_MIN, high = INT64_MAX;
+  static constexpr float top = 0x1p63f;
+};
+template <>
+struct Limits<int32_t> {
+  static constexpr int64_t low = INT32_MIN, high = INT32_MAX;
+  static constexpr float top = 0x1p31f;
+};
+template <>
+struct Limits<uint8_t> {
+  static constexpr int64_t low = 0, high = 255;
+  static constexpr float top = 256.0f;
+};
+
+template <class T>
+constexpr bool kFloating =
+    dtype_of<T>::value == DType::f32 || dtype_of<T>::value == DType::bf16 || dtype_of<T>::value == DType::f16;
+
+template <class From, class To>
+DEEM_INLINE void convert(const From* from, To* to) {
+  if constexpr (kFloating<From> && kFloating<To>) {
+    store(to, load(from));
+  } else if constexpr (kFloating<To>) {
+    store(to, float(*from));
+  } else if constexpr (kFloating<From>) {
+    float v = load(from);
+    bool above = v >= Limits<To>::top, inside = v > float(Limits<To>::low) && !above;  // NaN is neither
+    To cut = To(inside ? v : 0.0f);
+    *to = above ? To(Limits<To>::high) : v <= float(Limits<To>::low) ? To(Limits<To>::low) : cut;
+  } else {
+    int64_t v = int64_t(*from);
+    *to = To(v < Limits<To>::low ? Limits<To>::low : v > Limits<To>::high ? Limits<To>::high : v);
+  }
+}
+
+template <class F>
+DEEM_INLINE void dispatch_any(DType t, F&& f) {
+  switch (t) {
+    case DType::f32:
+      return f(float{});
+    case DType::bf16:
+      return f(bf16{});
+    case DType::f16:
+      return f(f16{});
+    case DType::i64:
+      return f(int64_t{});
+    case DType::i32:
+      return f(int32_t{});
+    case DType::u8:
+      return f(uint8_t{});
+  }
+}
+
+static void cast(const CastArgs& a) {
+  dispatch_any(a.from, [&]<class From>(From) {
+    dispatch_any(a.to, [&]<class To>(To) {
+      parallel_for(a.n, 1, [&](int64_t begin, int64_t end) {
+        const From* x = (const From*)a.x;
+        To* y = (To*)a.y;
+#pragma omp simd
+        for (int64_t i = begin; i < end; i++) convert(x + i, y + i);
+      });
+    });
+  });
+}
+
+static const Register r1{unary_kernel, Device::cpu, unary};
+static const Register r2{unary_backward_kernel, Device::cpu, unary_backward};
+static const Register r3{binary_kernel, Device::cpu, binary};
+static const Register r4{where_kernel, Device::cpu, where};
+static const Register r5{cast_kernel, Device::cpu, cast};
+
+}  // namespace deem::DEEM_ISA

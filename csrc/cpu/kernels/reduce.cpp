@@ -1,0 +1,175 @@
+#include "ops/reduce.h"
+
+#include "cpu/simd.h"
+
+namespace deem::DEEM_ISA {
+
+constexpr int64_t kTile = 512;
+
+template <class T>
+static double sum_run(const T* x, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += double(load(x + i));
+  return sum;
+}
+
+// sums[0..width) = sum over `rows` rows of x, `stride` apart.
+template <class T>
+static void sum_columns(const T* x, int64_t rows, int64_t stride, int64_t width, double* sums) {
+#pragma omp simd
+  for (int64_t i = 0; i < width; i++) sums[i] = 0;
+  int64_t r = 0;
+  for (; r + 4 <= rows; r += 4, x += 4 * stride) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++)
+      sums[i] += double(load(x + i)) + double(load(x + stride + i)) +
+                 (double(load(x + 2 * stride + i)) + double(load(x + 3 * stride + i)));
+  }
+  for (; r < rows; r++, x += stride) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; i++) sums[i] += double(load(x + i));
+  }
+}
+
+// One block of rows in one tile of columns.
+template <class T>
+static void sum_block(const T* x, int64_t rows, int64_t inner, int64_t width, double* sums) {
+  if (inner == 1) {
+    *sums = sum_run(x, rows);
+  } else if (inner >= 32) {
+    sum_columns(x, rows, inner, width, sums);
+  } else {  // narrow rows, taken `fold` at a time
+    const int64_t fold = 128 / inner, wide = fold * inner, full = rows / fold;
+    double folded[128];
+    sum_columns(x, full, wide, wide, folded);
+    for (int64_t i = 0; i < inner; i++) {
+      sums[i] = 0;
+      for (int64_t k = 0; k < fold; k++) sums[i] += folded[k * inner + i];
+      for (int64_t r = full * fold; r < rows; r++) sums[i] += double(load(x + r * inner + i));
+    }
+  }
+}
+
+template <class T, class Y>
+static void sum_as(const SumArgs& a) {
+  const T* x = (const T*)a.x;
+  Y* y = (Y*)a.y;
+  const int64_t tiles = (a.inner + kTile - 1) / kTile, items = a.outer * a.blocks * tiles;
+  parallel_for(items, a.block_rows * min(a.inner, kTile), [&](int64_t begin, int64_t end) {
+    double sums[kTile];
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t first = item % tiles * kTile, ob = item / tiles, o = ob / a.blocks, b = ob % a.blocks;
+      const int64_t row = b * a.block_rows, rows = min(a.block_rows, a.rows - row), width = min(kTile, a.inner - first);
+      const T* from = x + (o * a.rows + row) * a.inner + first;
+      if (a.blocks > 1) {
+        sum_block(from, rows, a.inner, width, a.partial + ob * a.inner + first);
+        continue;
+      }
+      sum_block(from, rows, a.inner, width, sums);
+      Y* to = y + o * a.inner + first;
+#pragma omp simd
+      for (int64_t i = 0; i < width; i++) store(to + i, float(sums[i] * a.scale));
+    }
+  });
+  if (a.blocks == 1) return;
+  parallel_for(a.outer * a.inner, a.blocks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const double* from = a.partial + i / a.inner * a.blocks * a.inner + i % a.inner;
+      double sum = 0;
+      for (int64_t b = 0; b < a.blocks; b++) sum += from[b * a.inner];
+      store(y + i, float(sum * a.scale));
+    }
+  });
+}
+
+static void sum(const SumArgs& a) {
+  dispatch_float(a.x_dtype, "sum",
+                 [&]<class T>(T) { dispatch_float(a.y_dtype, "sum", [&]<class Y>(Y) { sum_as<T, Y>(a); }); });
+}
+
+static void sum_squares(const SumSquaresArgs& s) {
+  dispatch_float(s.dtype, "sum_squares", [&]<class T>(T) {
+    const T *a = (const T*)s.a, *b = (const T*)s.b;
+    parallel_for(s.blocks, s.block * 2, [&](int64_t first, int64_t last) {
+      for (int64_t k = first; k < last; k++) {
+        const int64_t begin = k * s.block, end = min(s.n, begin + s.block);
+        double sum = 0;
+        if (b) {
+#pragma omp simd reduction(+ : sum)
+          for (int64_t i = begin; i < end; i++) {
+            double d = double(load(a + i)) - double(load(b + i));
+            sum += d * d;
+          }
+        } else {
+#pragma omp simd reduction(+ : sum)
+          for (int64_t i = begin; i < end; i++) {
+            double d = double(load(a + i));
+            sum += d * d;
+          }
+        }
+        s.partial[k] = sum;
+      }
+    });
+    double total = 0;
+    for (int64_t k = 0; k < s.blocks; k++) total += s.partial[k];
+    if (s.sum) *s.sum = total;
+    if (s.mean) *s.mean = float(total / double(s.n));
+  });
+}
+
+static void mse_backward(const MseBackwardArgs& a) {
+  dispatch_float(a.dtype, "mse_loss_backward", [&]<class T>(T) {
+    const T *x = (const T*)a.x, *target = (const T*)a.target;
+    T* dx = (T*)a.dx;
+    const float g = a.scale * *a.dy;
+    parallel_for(a.n, 2, [&](int64_t begin, int64_t end) {
+#pragma omp simd
+      for (int64_t i = begin; i < end; i++) store(dx + i, (load(x + i) - load(target + i)) * g);
+    });
+  });
+}
+
+// The largest value first, by blocks; then the first place in the first block that holds it.
+template <class T>
+static int64_t argmax_row(const T* x, int64_t n) {
+  constexpr int64_t kBlock = 1024;
+  float best = -__builtin_inff();
+  int64_t best_block = 0;
+  for (int64_t b = 0; b < n; b += kBlock) {
+    const int64_t end = min(n, b + kBlock);
+    float top = -__builtin_inff();
+    int32_t nan = 0;
+#pragma omp simd reduction(max : top) reduction(| : nan)
+    for (int64_t i = b; i < end; i++) {
+      float v = load(x + i);
+      nan |= v != v;
+      top = v > top ? v : top;
+    }
+    if (nan)
+      for (int64_t i = b;; i++)
+        if (load(x + i) != load(x + i)) return i;
+    if (top > best) {
+      best = top;
+      best_block = b;
+    }
+  }
+  for (int64_t i = best_block; i < n; i++)
+    if (load(x + i) == best) return i;
+  return 0;
+}
+
+static void argmax(const ArgmaxArgs& a) {
+  dispatch_float(a.dtype, "argmax", [&]<class T>(T) {
+    parallel_for(a.rows, a.cols, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) a.y[r] = argmax_row((const T*)a.x + r * a.cols, a.cols);
+    });
+  });
+}
+
+static const Register r1{sum_kernel, Device::cpu, sum};
+static const Register r2{sum_squares_kernel, Device::cpu, sum_squares};
+static const Register r3{mse_backward_kernel, Device::cpu, mse_backward};
+static const Register r4{argmax_kernel, Device::cpu, argmax};
+
+}  // namespace deem::DEEM_ISA
