@@ -1,8 +1,8 @@
 import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
-import sharp from 'sharp'
 import { causedBy, DeemError } from '../errors.js'
+import { loadSharp } from '../image/sharp.js'
 import { nouns, type Vendor, vendors } from './nouns.js'
 
 /** Sides a sprite is drawn at, in pixels. */
@@ -60,6 +60,7 @@ function vendorFolder(vendor: Vendor): string {
 }
 
 async function readSprite(file: string, size: number): Promise<Float32Array> {
+  const sharp = await loadSharp()
   let bytes: Buffer
   try {
     // libvips multiplies by alpha before it resizes and divides after, so transparent pixels bleed no colour.

@@ -1,0 +1,20 @@
+export {
+  type DecodeOptions,
+  decodeImage,
+  encodePng,
+  type ImageSource,
+  type Picture,
+  pictureAt,
+  type RawImage,
+} from './decode.js'
+export { type Filter, resize } from './resize.js'
+export {
+  centerCrop,
+  crop,
+  flipHorizontal,
+  pad,
+  type SquareOptions,
+  square,
+  type TwoViews,
+  twoViews,
+} from './transform.js'
