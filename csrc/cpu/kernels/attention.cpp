@@ -1,0 +1,124 @@
+#include "ops/attention.h"
+
+#include "cpu/kernels/attention_tile.h"
+
+namespace deem::DEEM_ISA {
+
+// Scores s [keys, panel] become exp(s - max) with the running maximum and sum of each query brought up to date; `factor`
+// is what earlier sums have to be multiplied by. Query i sees the keys before seen[i].
+template <int64_t C, bool MASKED>
+static void softmax_block(float* s, int64_t keys, const int32_t* seen, float* top, float* total, float* factor) {
+  for (int64_t c = 0; c < C; c += kLanes) {
+    Vec before = *(const Vec*)(top + c), best = before;
+    IntVec limit = MASKED ? *(const IntVec*)(seen + c) : IntVec{};
+    for (int64_t j = 0; j < keys; j++) {
+      Vec v = *(const Vec*)(s + j * kPanel + c);
+      if (MASKED) v = IntVec{} + int32_t(j) < limit ? v : Vec{} - __builtin_inff();
+      best = v > best ? v : best;
+    }
+    *(Vec*)(top + c) = best;
+    *(Vec*)(factor + c) = before;
+  }
+  float sum[C], base[C];
+#pragma omp simd
+  for (int64_t c = 0; c < C; c++) {
+    base[c] = top[c] == -__builtin_inff() ? 0.0f : top[c];
+    factor[c] = exp(factor[c] - base[c]);
+    sum[c] = 0;
+  }
+  for (int64_t j = 0; j < keys; j++) {
+    float* row = s + j * kPanel;
+#pragma omp simd
+    for (int64_t c = 0; c < C; c++) {
+      float e = exp(row[c] - base[c]);
+      if (MASKED) e = int32_t(j) < seen[c] ? e : 0.0f;
+      row[c] = e;
+      sum[c] += e;
+    }
+  }
+#pragma omp simd
+  for (int64_t c = 0; c < C; c++) total[c] = total[c] * factor[c] + sum[c];
+}
+
+template <bool MASKED>
+static void softmax_panel(float* s, int64_t queries, int64_t keys, const int32_t* seen, float* top, float* total,
+                          float* factor) {
+  if (whole_lanes(queries) == kPanel) return softmax_block<kPanel, MASKED>(s, keys, seen, top, total, factor);
+  for (int64_t c = 0; c < queries; c += kLanes)
+    softmax_block<kLanes, MASKED>(s + c, keys, seen + c, top + c, total + c, factor + c);
+}
+
+// Plain mean of all values of a head, for queries that see no key.
+template <class T>
+static void mean_of_values(const AttentionProblem& p, int64_t b, int64_t h, float* mean) {
+  for (int64_t d = 0; d < p.dim; d++) mean[d] = 0;
+  for (int64_t t = 0; t < p.tk; t++) {
+    const T* v = row_of<T>(p.v, b, t, h);
+#pragma omp simd
+    for (int64_t d = 0; d < p.dim; d++) mean[d] += load(v + d);
+  }
+  for (int64_t d = 0; d < p.dim; d++) mean[d] /= float(p.tk);
+}
+
+// Queries first..last of one head: blocks of keys are packed once and met by all panels of the chunk.
+template <class T>
+static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t first, int64_t last, float* scratch) {
+  const AttentionProblem& p = a.p;
+  const int32_t *plan = p.plan + b * p.plan_stride, *order = plan + 1, *seen = order + p.tk;
+  int64_t dim = p.dim, ld = padded(dim), kv = h / (p.heads / p.kv_heads);
+  float *queries = scratch, *out = queries + p.chunk * dim, *keys = out + p.chunk * ld, *values = keys + kKeys * ld;
+  float *s = values + kKeys * ld, *top = s + kKeys * kPanel, *total = top + p.chunk, *factor = total + p.chunk;
+  int32_t* limit = (int32_t*)(factor + kPanel);
+
+  for (int64_t i = first; i < last; i += kPanel) {
+    int64_t n = min(kPanel, last - i);
+    for (int64_t r = 0; r < n; r++) pack_row(row_of<T>(p.q, b, i + r, h), dim, keys + r * ld);
+    transpose_panel(keys, n, dim, p.scale, queries + (i - first) * dim);
+  }
+  for (int64_t i = 0; i < p.chunk; i++) top[i] = -__builtin_inff(), total[i] = 0;
+
+  for (int64_t t = 0; t < seen[last - 1]; t += kKeys) {
+    int64_t block = min<int64_t>(kKeys, seen[last - 1] - t);
+    pack_keys<T>(p.k, b, kv, order, t, t + block, dim, keys);
+    pack_keys<T>(p.v, b, kv, order, t, t + block, dim, values);
+    for (int64_t i = first; i < last; i += kPanel) {
+      int64_t n = min(kPanel, last - i), at = i - first, count = min(block, seen[i + n - 1] - t);
+      if (count <= 0) continue;
+      product<false>(keys, ld, queries + at * dim, kPanel, count, whole_lanes(n), dim, s, kPanel, Start::zero);
+      if (t + count > seen[i]) {
+        for (int64_t r = 0; r < kPanel; r++) limit[r] = r < n ? int32_t(seen[i + r] - t) : 0;
+        softmax_panel<true>(s, n, count, limit, top + at, total + at, factor);
+      } else {
+        softmax_panel<false>(s, n, count, limit, top + at, total + at, factor);
+      }
+      product<true>(s, kPanel, values, ld, n, whole_lanes(dim), count, out + at * ld, ld,
+                    t ? Start::scale : Start::zero, factor);
+    }
+  }
+
+  if (seen[first] == 0) mean_of_values<T>(p, b, kv, keys);
+  for (int64_t i = first; i < last; i++) {
+    T* y = (T*)a.y + ((b * p.tq + i) * p.heads + h) * dim;
+    float sum = total[i - first];
+    const float* o = seen[i] ? out + (i - first) * ld : keys;
+    float inverse = seen[i] ? 1.0f / sum : 1.0f;
+#pragma omp simd
+    for (int64_t d = 0; d < dim; d++) store(y + d, o[d] * inverse);
+    if (a.lse) a.lse[(b * p.heads + h) * p.tq + i] = seen[i] ? top[i - first] + __builtin_logf(sum) : 0.0f;
+  }
+}
+
+static void forward(const AttentionArgs& a) {
+  const AttentionProblem& p = a.p;
+  int64_t chunks = (p.tq + p.chunk - 1) / p.chunk;
+  dispatch_float(p.dtype, "attention", [&]<class T>(T) {
+    run_tasks(p, p.batches * p.heads * chunks, [&](int64_t task, float* scratch) {
+      int64_t head = task / chunks, begin = fold(task % chunks, chunks) * p.chunk;
+      forward_chunk<T>(a, head / p.heads, head % p.heads, begin, min(p.tq, begin + p.chunk), scratch);
+    });
+  });
+}
+
+static const Register r{attention_kernel, Device::cpu, forward};
+
+}  // namespace deem::DEEM_ISA

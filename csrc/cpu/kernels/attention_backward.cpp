@@ -1,0 +1,214 @@
+#include "cpu/kernels/attention_tile.h"
+#include "ops/attention.h"
+
+namespace deem::DEEM_ISA {
+
+// Part of the work: kept keys t0..t1 of one key head against queries q0..q1 of query heads h0..h1.
+struct Part {
+  int64_t batch, kv_head, t0, t1, h0, h1, q0, q1;
+  bool keys, queries;  // which gradients to work out
+};
+
+// From the scores s = scale * k.q and ds = v.dy, both [keys, panel]: s becomes the probabilities, ds the gradient of k.q.
+template <int64_t C, bool MASKED>
+static void probabilities(float* s, float* ds, int64_t keys, const int32_t* limit, const float* lse, const float* delta,
+                          float scale) {
+  for (int64_t j = 0; j < keys; j++) {
+    float *sr = s + j * kPanel, *dr = ds + j * kPanel;
+#pragma omp simd
+    for (int64_t c = 0; c < C; c++) {
+      float e = exp(sr[c] - lse[c]), g = e * (dr[c] - delta[c]) * scale;
+      sr[c] = !MASKED || int32_t(j) < limit[c] ? e : 0.0f;
+      dr[c] = !MASKED || int32_t(j) < limit[c] ? g : 0.0f;
+    }
+  }
+}
+
+template <bool MASKED>
+static void probability_panel(float* s, float* ds, int64_t queries, int64_t keys, const int32_t* limit,
+                              const float* lse, const float* delta, float scale) {
+  if (whole_lanes(queries) == kPanel) return probabilities<kPanel, MASKED>(s, ds, keys, limit, lse, delta, scale);
+  for (int64_t c = 0; c < queries; c += kLanes)
+    probabilities<kLanes, MASKED>(s + c, ds + c, keys, limit + c, lse + c, delta + c, scale);
+}
+
+template <class T>
+DEEM_INLINE float dot(const float* a, const T* b, int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += a[i] * load(b + i);
+  return sum;
+}
+
+// rows[t] of the gradient of keys or values, at the keys' own positions; `all` is added to every row.
+template <class T>
+static void write_keys(const Part& w, const AttentionProblem& p, const int32_t* order, const float* rows,
+                       const float* all, void* to) {
+  for (int64_t t = w.t0; t < w.t1; t++) {
+    T* y = (T*)to + ((w.batch * p.tk + order[t]) * p.kv_heads + w.kv_head) * p.dim;
+    const float* x = rows + (t - w.t0) * padded(p.dim);
+#pragma omp simd
+    for (int64_t d = 0; d < p.dim; d++) store(y + d, x[d] + all[d]);
+  }
+}
+
+// Rows of keys that are not kept: `all`.
+template <class T>
+static void write_dropped(const Part& w, const AttentionProblem& p, const int32_t* order, int64_t count,
+                          const float* all, void* to) {
+  for (int64_t t = 0, next = 0; t < p.tk; t++) {
+    if (next < count && order[next] == t) {
+      next++;
+      continue;
+    }
+    T* y = (T*)to + ((w.batch * p.tk + t) * p.kv_heads + w.kv_head) * p.dim;
+#pragma omp simd
+    for (int64_t d = 0; d < p.dim; d++) store(y + d, all[d]);
+  }
+}
+
+// Adds up in the order key block by key block and, for keys, head by head and panel by panel, however the work is cut.
+template <class T>
+static void backward_part(const AttentionBackwardArgs& a, const Part& w, float* scratch) {
+  const AttentionProblem& p = a.p;
+  const int32_t *plan = p.plan + w.batch * p.plan_stride, *order = plan + 1, *seen = order + p.tk;
+  int64_t dim = p.dim, ld = padded(dim), b = w.batch;
+  float *k = scratch, *v = k + p.chunk * ld, *dk = v + p.chunk * ld, *dv = dk + p.chunk * ld;
+  float *q = dv + p.chunk * ld, *dy = q + kPanel * ld, *dq = dy + kPanel * ld, *qt = dq + kPanel * ld,
+        *dyt = qt + dim * kPanel;
+  float *s = dyt + dim * kPanel, *ds = s + kKeys * kPanel, *all = ds + kKeys * kPanel, *none = all + ld;
+  float *lse = none + ld, *delta = lse + kPanel;
+  int32_t* limit = (int32_t*)(delta + kPanel);
+  bool want_q = w.queries, want_k = w.keys && a.dk, want_v = w.keys && a.dv;
+
+  pack_keys<T>(p.k, b, w.kv_head, order, w.t0, w.t1, dim, k);
+  pack_keys<T>(p.v, b, w.kv_head, order, w.t0, w.t1, dim, v);
+  for (int64_t d = 0; d < ld; d++) all[d] = none[d] = 0;
+  for (int64_t i = 0; i < (w.t1 - w.t0) * ld; i++) dk[i] = dv[i] = 0;
+  for (int64_t c = 0; c < kPanel; c++) lse[c] = delta[c] = 0;
+
+  for (int64_t h = w.h0; h < w.h1; h++)
+    for (int64_t i = w.q0; i < w.q1; i += kPanel) {
+      int64_t n = min(kPanel, w.q1 - i), end = min<int64_t>(w.t1, seen[i + n - 1]);
+      bool blind = want_v && seen[i] == 0;
+      if (w.t0 > 0 && end <= w.t0 && !blind) continue;
+      int64_t at = ((b * p.tq + i) * p.heads + h) * dim, step = p.heads * dim;
+      for (int64_t r = 0; r < n; r++) {
+        pack_row((const T*)a.dy + at + r * step, dim, dy + r * ld);
+        if (blind && seen[i + r] == 0)
+          for (int64_t d = 0; d < dim; d++) all[d] += dy[r * ld + d];
+        if (want_q && w.t0 == 0)
+          for (int64_t d = 0; d < ld; d++) dq[r * ld + d] = 0;
+        else if (want_q) pack_row(a.dq_sum + at + r * step, dim, dq + r * ld);
+      }
+      if (end > w.t0) {
+        for (int64_t r = 0; r < n; r++) {
+          pack_row(row_of<T>(p.q, b, i + r, h), dim, q + r * ld);
+          delta[r] = dot(dy + r * ld, (const T*)a.y + at + r * step, dim);
+          lse[r] = a.lse[(b * p.heads + h) * p.tq + i + r];
+        }
+        transpose_panel(q, n, dim, p.scale, qt);
+        transpose_panel(dy, n, dim, 1.0f, dyt);
+      }
+      for (int64_t t = w.t0; t < end; t += kKeys) {
+        int64_t count = min(kKeys, end - t), from = (t - w.t0) * ld;
+        product<false>(k + from, ld, qt, kPanel, count, whole_lanes(n), dim, s, kPanel, Start::zero);
+        product<false>(v + from, ld, dyt, kPanel, count, whole_lanes(n), dim, ds, kPanel, Start::zero);
+        if (t + count > seen[i]) {
+          for (int64_t r = 0; r < kPanel; r++) limit[r] = r < n ? int32_t(seen[i + r] - t) : 0;
+          probability_panel<true>(s, ds, n, count, limit, lse, delta, p.scale);
+        } else {
+          probability_panel<false>(s, ds, n, count, limit, lse, delta, p.scale);
+        }
+        if (want_v) product<false>(s, kPanel, dy, ld, count, whole_lanes(dim), n, dv + from, ld, Start::add);
+        if (want_k) product<false>(ds, kPanel, q, ld, count, whole_lanes(dim), n, dk + from, ld, Start::add);
+        if (want_q) product<true>(ds, kPanel, k + from, ld, n, whole_lanes(dim), count, dq, ld, Start::add);
+      }
+      if (want_q)
+        for (int64_t r = 0; r < n; r++) {
+          float* to = a.dq_sum + at + r * step;
+#pragma omp simd
+          for (int64_t d = 0; d < dim; d++) to[d] = dq[r * ld + d];
+        }
+    }
+
+  // A query that sees nothing took 1 / Tk of every value.
+  for (int64_t d = 0; d < dim; d++) all[d] /= float(p.tk);
+  if (want_k) write_keys<T>(w, p, order, dk, none, a.dk);
+  if (want_v) write_keys<T>(w, p, order, dv, all, a.dv);
+  if (w.t0 == 0 && want_k) write_dropped<T>(w, p, order, plan[0], none, a.dk);
+  if (w.t0 == 0 && want_v) write_dropped<T>(w, p, order, plan[0], all, a.dv);
+}
+
+// All kept keys of w, a chunk at a time; once where there are none.
+template <class T>
+static void backward_keys(const AttentionBackwardArgs& a, Part w, float* scratch) {
+  int64_t count = a.p.plan[w.batch * a.p.plan_stride];
+  w.t0 = 0;
+  do {
+    w.t1 = min(count, w.t0 + a.p.chunk);
+    backward_part<T>(a, w, scratch);
+    w.t0 = w.t1;
+  } while (w.t0 < count);
+}
+
+// Rounds dq, summing over the batch in order where q was broadcast.
+template <class T>
+static void finish_queries(const AttentionBackwardArgs& a) {
+  const AttentionProblem& p = a.p;
+  int64_t row = p.heads * p.dim, rows = a.q_batches * p.tq, terms = p.batches / a.q_batches;
+  parallel_for(rows, row * terms, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin * row; i < end * row; i += p.dim) {
+      T* y = (T*)a.dq + i;
+      const float* x = a.dq_sum + i;
+#pragma omp simd
+      for (int64_t d = 0; d < p.dim; d++) {
+        float sum = x[d];
+        for (int64_t b = 1; b < terms; b++) sum += x[b * p.tq * row + d];
+        store(y + d, sum);
+      }
+    }
+  });
+}
+
+template <class T>
+static void backward_all(const AttentionBackwardArgs& a) {
+  const AttentionProblem& p = a.p;
+  int64_t group = p.heads / p.kv_heads, pairs = p.batches * p.kv_heads, workers = p.workers;
+  bool keys = a.dk || a.dv, queries = a.dq_sum;
+  // One pass per key head needs five products, a pass for the keys and one for the queries four and three, but they can
+  // be cut finer. Sums are the same.
+  bool once = keys && queries && (pairs + workers - 1) / workers * 5 * workers <= pairs * 7;
+  if (once) {
+    run_tasks(p, pairs, [&](int64_t task, float* scratch) {
+      int64_t h = task % p.kv_heads;
+      backward_keys<T>(a, {task / p.kv_heads, h, 0, 0, h * group, (h + 1) * group, 0, p.tq, true, true}, scratch);
+    });
+  } else {
+    int64_t chunks = (p.tk + p.chunk - 1) / p.chunk;
+    if (keys)
+      run_tasks(p, pairs * chunks, [&](int64_t task, float* scratch) {
+        int64_t pair = task / chunks, b = pair / p.kv_heads, h = pair % p.kv_heads,
+                begin = fold(task % chunks, chunks) * p.chunk;
+        int64_t count = p.plan[b * p.plan_stride];
+        if (begin == 0 || begin < count)
+          backward_part<T>(
+              a, {b, h, begin, min(count, begin + p.chunk), h * group, (h + 1) * group, 0, p.tq, true, false}, scratch);
+      });
+    chunks = (p.tq + p.chunk - 1) / p.chunk;
+    if (queries)
+      run_tasks(p, p.batches * p.heads * chunks, [&](int64_t task, float* scratch) {
+        int64_t b = task / chunks / p.heads, h = task / chunks % p.heads, begin = fold(task % chunks, chunks) * p.chunk;
+        backward_keys<T>(a, {b, h / group, 0, 0, h, h + 1, begin, min(p.tq, begin + p.chunk), false, true}, scratch);
+      });
+  }
+  if (queries && a.dq != a.dq_sum) finish_queries<T>(a);
+}
+
+static void backward(const AttentionBackwardArgs& a) {
+  dispatch_float(a.p.dtype, "attention_backward", [&]<class T>(T) { backward_all<T>(a); });
+}
+
+static const Register r{attention_backward_kernel, Device::cpu, backward};
+
+}  // namespace deem::DEEM_ISA
