@@ -40,6 +40,7 @@ void save_optimizer(AdamW& optimizer, const std::string& path) {
     tensors.push_back({"exp_avg." + s.name, s.exp_avg});
     tensors.push_back({"exp_avg_sq." + s.name, s.exp_avg_sq});
     tensors.push_back({"step." + s.name, Tensor::full({}, double(s.step), DType::i64)});
+    if (s.master) tensors.push_back({"master." + s.name, s.master});
   }
   write_safetensors(path, tensors);
 }
@@ -47,11 +48,16 @@ void save_optimizer(AdamW& optimizer, const std::string& path) {
 void load_optimizer(AdamW& optimizer, const std::string& path) {
   SafetensorsFile file = SafetensorsFile::open(path);
   auto states = optimizer.state();
-  check<WeightsError>(file.names().size() == 3 * states.size(), "'", path, "' holds ", file.names().size(),
-                      " tensors but the optimizer has ", 3 * states.size());
+  size_t expected = 0;
+  for (auto& s : states) expected += s.master ? 4 : 3;
+  check<WeightsError>(file.names().size() == expected, "'", path, "' holds ", file.names().size(),
+                      " tensors but the optimizer has ", expected);
   for (auto& s : states) {
-    for (const char* kind : {"exp_avg.", "exp_avg_sq.", "step."})
+    std::vector<std::string> kinds{"exp_avg.", "exp_avg_sq.", "step."};
+    if (s.master) kinds.push_back("master.");
+    for (const std::string& kind : kinds)
       check<WeightsError>(file.contains(kind + s.name), "'", path, "' lacks '", kind, s.name, "'");
+    if (s.master) s.master = file.tensor("master." + s.name).clone();
     s.exp_avg = file.tensor("exp_avg." + s.name).clone();
     s.exp_avg_sq = file.tensor("exp_avg_sq." + s.name).clone();
     s.step = int64_t(file.tensor("step." + s.name).item());

@@ -1,0 +1,91 @@
+#include "train/adamw_kernel.h"
+
+#include "cpu/simd.h"
+
+namespace deem::DEEM_ISA {
+
+// Calls f(segment, from, to) for the parts of segments that lie in [begin, end) of the concatenated run; from and to
+// count from the start of the segment.
+template <class F>
+DEEM_INLINE void for_segments(const AdamWArgs& a, int64_t begin, int64_t end, F&& f) {
+  int64_t low = 0, high = a.count - 1;  // first segment that ends after begin
+  while (low < high) {
+    int64_t middle = (low + high) / 2;
+    if (a.segments[middle].end > begin)
+      high = middle;
+    else
+      low = middle + 1;
+  }
+  for (int64_t i = low; i < a.count && a.segments[i].begin < end; i++) {
+    const AdamWSegment& s = a.segments[i];
+    int64_t from = max(begin, s.begin), to = min(end, s.end);
+    if (from < to) f(s, from - s.begin, to - s.begin);
+  }
+}
+
+template <class T>
+static double square_sum(const T* g, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += double(load(g + i)) * double(load(g + i));
+  return sum;
+}
+
+static void squares(const AdamWArgs& a) {
+  parallel_for((a.total + a.piece - 1) / a.piece, a.piece, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k++) {
+      double sum = 0;
+      for_segments(a, k * a.piece, min(a.total, (k + 1) * a.piece),
+                   [&](const AdamWSegment& s, int64_t from, int64_t to) {
+                     dispatch_float(s.dtype, "adamw",
+                                    [&]<class T>(T) { sum += square_sum((const T*)s.gradient + from, to - from); });
+                   });
+      a.squares[k] = sum;
+    }
+  });
+}
+
+// The weight an update starts from: the master copy, unless somebody wrote the parameter since (then they no longer
+// agree).
+DEEM_INLINE float current(const float* p, const float*, int64_t i) { return p[i]; }
+template <class T>
+DEEM_INLINE float current(const T* p, const float* master, int64_t i) {
+  float m = master[i];
+  return T(m).bits == p[i].bits ? m : load(p + i);
+}
+DEEM_INLINE void keep(float* p, float*, int64_t i, float w) { p[i] = w; }
+template <class T>
+DEEM_INLINE void keep(T* p, float* master, int64_t i, float w) {
+  master[i] = w;
+  store(p + i, w);
+}
+
+template <class T>
+static void update_part(const AdamWArgs& a, const AdamWSegment& s, int64_t from, int64_t to) {
+  T* p = (T*)s.parameter;
+  const T* gradient = (const T*)s.gradient;
+  float *m = s.exp_avg, *v = s.exp_avg_sq, *master = s.master;
+  float beta2 = a.beta2, rest1 = a.rest1, rest2 = a.rest2, eps = a.eps, clip = a.clip;
+  float decay = s.decay, step_size = s.step_size, denominator = s.denominator;
+#pragma omp simd
+  for (int64_t i = from; i < to; i++) {
+    float g = load(gradient + i) * clip;
+    m[i] = m[i] + (g - m[i]) * rest1;
+    v[i] = v[i] * beta2 + g * g * rest2;
+    keep(p, master, i, current(p, master, i) * decay - step_size * (m[i] / (std::sqrt(v[i]) * denominator + eps)));
+  }
+}
+
+static void update(const AdamWArgs& a) {
+  parallel_for((a.total + a.piece - 1) / a.piece, a.piece * 4, [&](int64_t begin, int64_t end) {
+    // One run per thread: pieces only matter to the sums.
+    for_segments(a, begin * a.piece, min(a.total, end * a.piece), [&](const AdamWSegment& s, int64_t from, int64_t to) {
+      dispatch_float(s.dtype, "adamw", [&]<class T>(T) { update_part<T>(a, s, from, to); });
+    });
+  });
+}
+
+static const Register r1{adamw_squares_kernel, Device::cpu, squares};
+static const Register r2{adamw_update_kernel, Device::cpu, update};
+
+}  // namespace deem::DEEM_ISA

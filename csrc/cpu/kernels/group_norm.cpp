@@ -1,0 +1,281 @@
+// A block of positions is a flat run of positions * channels numbers whose column i belongs to channel i % channels.
+// Narrow maps are read as if several positions were one wide row, so that every loop runs over up to kTile columns.
+#include "ops/group_norm.h"
+
+#include "cpu/simd.h"
+
+namespace deem::DEEM_ISA {
+
+constexpr int64_t kTile = 64;
+
+struct Block {
+  int64_t offset, size;  // elements, from the start of x
+  int64_t width;         // columns of a row: a multiple of channels
+  int64_t n, index;      // which feature map, which block of all
+  int64_t positions;
+};
+
+template <class Args>
+DEEM_INLINE Block block_at(const Args& a, int64_t index) {
+  int64_t blocks = (a.positions + a.block - 1) / a.block, n = index / blocks, first = (index - n * blocks) * a.block;
+  int64_t positions = min(a.block, a.positions - first);
+  int64_t width = a.channels < kTile ? kTile / a.channels * a.channels : a.channels;
+  return {(n * a.positions + first) * a.channels, positions * a.channels, width, n, index, positions};
+}
+
+template <class Args, class F>
+DEEM_INLINE void for_blocks(const Args& a, int64_t cost, F&& f) {
+  int64_t blocks = (a.positions + a.block - 1) / a.block;
+  parallel_for(a.n * blocks, min(a.block, a.positions) * a.channels * cost, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) f(block_at(a, i));
+  });
+}
+
+// Calls f(first element, columns) for the rows of columns [column, column + columns) of a block; the last row may be
+// cut.
+template <class F>
+DEEM_INLINE void for_rows(const Block& k, int64_t column, int64_t columns, F&& f) {
+  int64_t i = column;
+  if (columns == kTile)  // a constant trip count
+    for (; i + kTile <= k.size; i += k.width) f(k.offset + i, kTile);
+  for (; i < k.size; i += k.width) f(k.offset + i, min(columns, k.size - i));
+}
+
+// out[c] = sum of values[i] over the columns i that belong to channel c.
+DEEM_INLINE void fold(const float* values, int64_t columns, int64_t first, int64_t channels, float* out) {
+  for (int64_t i = 0; i < min(columns, channels); i++) out[first + i] = values[i];
+  for (int64_t i = channels; i < columns; i++) out[i % channels] += values[i];
+}
+
+// Parameters and statistics of the columns of one tile.
+template <class P>
+struct Columns {
+  float mean[kTile], rstd[kTile], w[kTile], b[kTile];
+  int64_t group[kTile];
+
+  template <class Args>
+  DEEM_INLINE Columns(const Args& a, int64_t n, int64_t column, int64_t columns) {
+    const P *weight = (const P*)a.w, *bias = (const P*)a.b;
+    int64_t per_group = a.channels / a.groups, c = column % a.channels, g = c / per_group,
+            left = per_group - c % per_group;
+    for (int64_t i = 0; i < columns; i++) {
+      group[i] = n * a.groups + g;
+      mean[i] = a.mean[group[i]];
+      rstd[i] = a.rstd[group[i]];
+      w[i] = load(weight + c);
+      b[i] = load(bias + c);
+      if (--left == 0) left = per_group, g++;
+      if (++c == a.channels) c = g = 0;
+    }
+  }
+};
+
+// Mean and sum of squared deviations of every channel in one block, in two passes; the second also corrects the mean.
+template <class T>
+static void block_moments(const GroupNormArgs& a, const Block& k) {
+  const T* x = (const T*)a.x;
+  float *mean = a.block_mean + k.index * a.channels, *m2 = a.block_m2 + k.index * a.channels;
+  float inverse = 1.0f / float(k.positions);
+  for (int64_t column = 0; column < k.width; column += kTile) {
+    int64_t columns = min(kTile, k.width - column);
+    float s[kTile] = {}, s2[kTile] = {}, centre[kTile];
+    for_rows(
+        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+#pragma omp simd
+          for (int64_t i = 0; i < n; i++) s[i] += load(x + at + i);
+        });
+    fold(s, columns, column, a.channels, mean);
+    for (int64_t i = 0, c = column; i < columns; i++, c++) {
+      if (c == a.channels) c = 0;
+      centre[i] = mean[c] * inverse;
+      s[i] = 0;
+    }
+    for_rows(
+        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+#pragma omp simd
+          for (int64_t i = 0; i < n; i++) {
+            float d = load(x + at + i) - centre[i];
+            s[i] += d;
+            s2[i] += d * d;
+          }
+        });
+    fold(s2, columns, column, a.channels, m2);
+    fold(s, columns, column, a.channels, mean);
+    for (int64_t i = 0; i < min(columns, a.channels); i++) {
+      float rest = mean[column + i] * inverse;  // mean of the deviations
+      m2[column + i] -= rest * rest * float(k.positions);
+      mean[column + i] = centre[i] + rest;
+    }
+  }
+}
+
+// Chan, Golub & LeVeque's formula: sum (x - m)^2 = sum over parts of their own sums + count * (their mean - m)^2.
+static void combine_moments(const GroupNormArgs& a, int64_t index) {
+  int64_t blocks = (a.positions + a.block - 1) / a.block, per_group = a.channels / a.groups;
+  int64_t n = index / a.groups, first = n * blocks * a.channels + (index - n * a.groups) * per_group;
+  double sum = 0, square = 0;
+  for (int64_t k = 0; k < blocks; k++) {
+    double count = double(min(a.block, a.positions - k * a.block)), means = 0;
+    for (int64_t c = 0; c < per_group; c++) means += double(a.block_mean[first + k * a.channels + c]);
+    sum += count * means;
+  }
+  double total = double(a.positions * per_group), mean = sum / total;
+  for (int64_t k = 0; k < blocks; k++) {
+    double count = double(min(a.block, a.positions - k * a.block));
+    for (int64_t c = 0; c < per_group; c++) {
+      double d = double(a.block_mean[first + k * a.channels + c]) - mean;
+      square += double(a.block_m2[first + k * a.channels + c]) + count * d * d;
+    }
+  }
+  a.mean[index] = float(mean);
+  a.rstd[index] = float(1.0 / std::sqrt(max(square, 0.0) / total + double(a.eps)));
+}
+
+template <bool silu, class T, class P>
+static void normalize_block(const GroupNormArgs& a, const Block& k) {
+  const T* x = (const T*)a.x;
+  T* y = (T*)a.y;
+  for (int64_t column = 0; column < k.width; column += kTile) {
+    int64_t columns = min(kTile, k.width - column);
+    Columns<P> p(a, k.n, column, columns);
+    for (int64_t i = 0; i < columns; i++) p.w[i] *= p.rstd[i];
+    for_rows(
+        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+#pragma omp simd
+          for (int64_t i = 0; i < n; i++) {
+            float z = (load(x + at + i) - p.mean[i]) * p.w[i] + p.b[i];
+            store(y + at + i, silu ? z * sigmoid(z) : z);
+          }
+        });
+  }
+}
+
+// dy, times the derivative of silu at z: s * (1 + z * (1 - s)) with s = sigmoid(z).
+template <bool silu>
+DEEM_INLINE float inner_gradient(float dy, float z) {
+  if (!silu) return dy;
+  float s = sigmoid(z);
+  return dy * s * (1.0f + z * (1.0f - s));
+}
+
+template <bool silu, class T, class P>
+static void block_gradients(const GroupNormBackwardArgs& a, const Block& k) {
+  const T *x = (const T*)a.x, *dy = (const T*)a.dy;
+  for (int64_t column = 0; column < k.width; column += kTile) {
+    int64_t columns = min(kTile, k.width - column);
+    Columns<P> p(a, k.n, column, columns);
+    float dw[kTile] = {}, db[kTile] = {};
+    for_rows(
+        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+#pragma omp simd
+          for (int64_t i = 0; i < n; i++) {
+            float xhat = (load(x + at + i) - p.mean[i]) * p.rstd[i];
+            float g = inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
+            db[i] += g;
+            dw[i] += g * xhat;
+          }
+        });
+    fold(dw, columns, column, a.channels, a.block_dw + k.index * a.channels);
+    fold(db, columns, column, a.channels, a.block_db + k.index * a.channels);
+  }
+}
+
+template <class P>
+static void group_gradients(const GroupNormBackwardArgs& a, int64_t index) {
+  int64_t blocks = (a.positions + a.block - 1) / a.block, per_group = a.channels / a.groups, n = index / a.groups;
+  int64_t channel = (index - n * a.groups) * per_group, first = n * blocks * a.channels + channel;
+  const P* w = (const P*)a.w + channel;
+  double dw = 0, db = 0;
+  for (int64_t k = 0; k < blocks; k++)
+    for (int64_t c = 0; c < per_group; c++) {
+      dw += double(load(w + c)) * double(a.block_dw[first + k * a.channels + c]);
+      db += double(load(w + c)) * double(a.block_db[first + k * a.channels + c]);
+    }
+  a.group_dw[index] = float(dw / double(a.positions * per_group));
+  a.group_db[index] = float(db / double(a.positions * per_group));
+}
+
+template <bool silu, class T, class P>
+static void block_dx(const GroupNormBackwardArgs& a, const Block& k) {
+  const T *x = (const T*)a.x, *dy = (const T*)a.dy;
+  T* dx = (T*)a.dx;
+  for (int64_t column = 0; column < k.width; column += kTile) {
+    int64_t columns = min(kTile, k.width - column);
+    Columns<P> p(a, k.n, column, columns);
+    float mean_g[kTile], mean_gx[kTile];
+    for (int64_t i = 0; i < columns; i++) {
+      mean_g[i] = a.group_db[p.group[i]];
+      mean_gx[i] = a.group_dw[p.group[i]];
+    }
+    for_rows(
+        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+#pragma omp simd
+          for (int64_t i = 0; i < n; i++) {
+            float xhat = (load(x + at + i) - p.mean[i]) * p.rstd[i];
+            float g = inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
+            store(dx + at + i, p.rstd[i] * (g * p.w[i] - mean_g[i] - xhat * mean_gx[i]));
+          }
+        });
+  }
+}
+
+template <class F>
+DEEM_INLINE void dispatch_pair(DType dtype, DType param, const char* op, F&& f) {
+  dispatch_float(dtype, op, [&]<class T>(T t) {
+    if (param == DType::f32)
+      f(t, float{});
+    else
+      f(t, t);
+  });
+}
+
+static void forward(const GroupNormArgs& a) {
+  dispatch_pair(a.dtype, a.param_dtype, "group_norm", [&]<class T, class P>(T, P) {
+    for_blocks(a, 4, [&](const Block& k) { block_moments<T>(a, k); });
+    parallel_for(a.n * a.groups, a.positions / a.block * a.channels / a.groups * 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) combine_moments(a, i);
+    });
+    if (a.silu)
+      for_blocks(a, 20, [&](const Block& k) { normalize_block<true, T, P>(a, k); });
+    else
+      for_blocks(a, 2, [&](const Block& k) { normalize_block<false, T, P>(a, k); });
+  });
+}
+
+static void sum_blocks(const GroupNormBackwardArgs& a) {
+  int64_t rows = a.n * ((a.positions + a.block - 1) / a.block);
+  parallel_for(a.channels, rows * 2, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; c++) a.dw[c] = a.db[c] = 0;
+    for (int64_t r = 0; r < rows; r++) {
+      const float *dw = a.block_dw + r * a.channels, *db = a.block_db + r * a.channels;
+#pragma omp simd
+      for (int64_t c = begin; c < end; c++) {
+        a.dw[c] += dw[c];
+        a.db[c] += db[c];
+      }
+    }
+  });
+}
+
+static void backward(const GroupNormBackwardArgs& a) {
+  dispatch_pair(a.dtype, a.param_dtype, "group_norm_backward", [&]<class T, class P>(T, P) {
+    if (a.silu)
+      for_blocks(a, 24, [&](const Block& k) { block_gradients<true, T, P>(a, k); });
+    else
+      for_blocks(a, 6, [&](const Block& k) { block_gradients<false, T, P>(a, k); });
+    if (a.dw) sum_blocks(a);
+    if (!a.dx) return;
+    parallel_for(a.n * a.groups, a.positions / a.block * a.channels / a.groups * 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) group_gradients<P>(a, i);
+    });
+    if (a.silu)
+      for_blocks(a, 24, [&](const Block& k) { block_dx<true, T, P>(a, k); });
+    else
+      for_blocks(a, 8, [&](const Block& k) { block_dx<false, T, P>(a, k); });
+  });
+}
+
+static const Register r1{group_norm_kernel, Device::cpu, forward};
+static const Register r2{group_norm_backward_kernel, Device::cpu, backward};
+
+}  // namespace deem::DEEM_ISA

@@ -1,0 +1,76 @@
+#include "ops/resample.h"
+
+#include "cpu/simd.h"
+
+namespace deem::DEEM_ISA {
+
+static void resample_axis(const ResampleAxisArgs& a) {
+  int64_t taps = a.out ? a.begin[a.out] / a.out + 1 : 1;
+  parallel_for(a.outer * a.out, a.inner * taps * 2, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+      int64_t o = r % a.out;
+      const float* x = a.x + r / a.out * a.in * a.inner;
+      float* y = a.y + r * a.inner;
+      for (int64_t i = 0; i < a.inner; i++) y[i] = 0;
+      for (int64_t k = a.begin[o]; k < a.begin[o + 1]; k++) {
+        const float* row = x + a.index[k] * a.inner;
+        float w = a.weight[k];
+#pragma omp simd
+        for (int64_t i = 0; i < a.inner; i++) y[i] += w * row[i];
+      }
+    }
+  });
+}
+
+template <class T>
+static void nearest_row(const ResizeNearestArgs& a, int64_t n, int64_t row) {
+  for (int64_t column = 0; column < a.width; column++) {
+    const T* x = (const T*)a.x + ((n * a.height + row) * a.width + column) * a.channels;
+    for (int64_t i = a.rows[row]; i < a.rows[row + 1]; i++)
+      for (int64_t j = a.columns[column]; j < a.columns[column + 1]; j++) {
+        T* y = (T*)a.y + ((n * a.out_height + i) * a.out_width + j) * a.channels;
+#pragma omp simd
+        for (int64_t c = 0; c < a.channels; c++) y[c] = x[c];
+      }
+  }
+}
+
+template <class T>
+static void nearest_row_backward(const ResizeNearestArgs& a, int64_t n, int64_t row) {
+  constexpr int64_t kTile = 64;
+  for (int64_t column = 0; column < a.width; column++)
+    for (int64_t first = 0; first < a.channels; first += kTile) {
+      int64_t channels = min(kTile, a.channels - first);
+      float sum[kTile] = {};
+      for (int64_t i = a.rows[row]; i < a.rows[row + 1]; i++)
+        for (int64_t j = a.columns[column]; j < a.columns[column + 1]; j++) {
+          const T* dy = (const T*)a.x + ((n * a.out_height + i) * a.out_width + j) * a.channels + first;
+#pragma omp simd
+          for (int64_t c = 0; c < channels; c++) sum[c] += load(dy + c);
+        }
+      T* dx = (T*)a.y + ((n * a.height + row) * a.width + column) * a.channels + first;
+#pragma omp simd
+      for (int64_t c = 0; c < channels; c++) store(dx + c, sum[c]);
+    }
+}
+
+template <bool backward>
+static void resize_nearest(const ResizeNearestArgs& a) {
+  dispatch_float(a.dtype, "resize_nearest", [&]<class T>(T) {
+    int64_t cost = (a.out_height * a.out_width / a.height + a.width) * a.channels;
+    parallel_for(a.n * a.height, cost, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) {
+        if constexpr (backward)
+          nearest_row_backward<T>(a, r / a.height, r % a.height);
+        else
+          nearest_row<T>(a, r / a.height, r % a.height);
+      }
+    });
+  });
+}
+
+static const Register r1{resample_axis_kernel, Device::cpu, resample_axis};
+static const Register r2{resize_nearest_kernel, Device::cpu, resize_nearest<false>};
+static const Register r3{resize_nearest_backward_kernel, Device::cpu, resize_nearest<true>};
+
+}  // namespace deem::DEEM_ISA

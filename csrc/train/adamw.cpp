@@ -1,0 +1,154 @@
+// g = clip * gradient; p *= 1 - lr * wd; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
+// p -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps), clip = min(1, max_grad_norm / (norm + 1e-6)).
+#include "train/adamw.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+#include <unordered_map>
+
+#include "ops.h"
+#include "train/adamw_kernel.h"
+
+namespace deem {
+
+constinit Kernel<AdamWArgs> adamw_squares_kernel{"adamw_squares"};
+constinit Kernel<AdamWArgs> adamw_update_kernel{"adamw_update"};
+
+static constexpr int64_t kPiece = 32768;
+
+static bool at_least_zero(double v) { return v >= 0 && std::isfinite(v); }
+
+AdamW::AdamW(std::vector<Item> items, const Options& options) : items_(std::move(items)), options_(options) {
+  auto& o = options_;
+  check<ValueError>(o.beta1 >= 0 && o.beta1 < 1 && o.beta2 >= 0 && o.beta2 < 1,
+                    "[adamw] betas must be in [0, 1) but are ", o.beta1, " and ", o.beta2);
+  check<ValueError>(at_least_zero(o.eps), "[adamw] eps must not be negative but is ", o.eps);
+  check<ValueError>(at_least_zero(o.max_grad_norm), "[adamw] max_grad_norm must not be negative but is ",
+                    o.max_grad_norm);
+  std::set<std::string> names;
+  std::set<const TensorImpl*> tensors;
+  for (const Item& item : items_) {
+    const Tensor& p = item.parameter;
+    check<ValueError>(p.defined(), "[adamw] '", item.name, "' has no tensor");
+    check<DTypeError>(is_float(p.dtype()), "[adamw] '", item.name, "' must be floating but is ", p.dtype());
+    check<ValueError>(p.is_contiguous() && !p.impl()->node, "[adamw] '", item.name, "' must be a contiguous leaf");
+    check<ValueError>(at_least_zero(item.lr), "[adamw] the learning rate of '", item.name,
+                      "' must not be negative but is ", item.lr);
+    check<ValueError>(at_least_zero(item.weight_decay), "[adamw] the decay of '", item.name,
+                      "' must not be negative but is ", item.weight_decay);
+    check<ValueError>(names.insert(item.name).second, "[adamw] two parameters are named '", item.name, "'");
+    check<ValueError>(tensors.insert(p.impl()).second, "[adamw] '", item.name, "' is listed twice");
+    Tensor master = p.dtype() == DType::f32 ? Tensor() : cast(p.detach(), DType::f32);
+    states_.push_back({item.name, Tensor::zeros(p.shape()), Tensor::zeros(p.shape()), 0, master});
+  }
+}
+
+static double sum_squares(const AdamWArgs& args, Device device) {
+  adamw_squares_kernel(device, args);
+  double sum = 0;
+  for (int64_t i = 0; i < (args.total + args.piece - 1) / args.piece; i++) sum += args.squares[i];
+  return sum;
+}
+
+double AdamW::step(double lr_factor) {
+  check<ValueError>(at_least_zero(lr_factor), "[adamw] the learning rate's factor must not be negative but is ",
+                    lr_factor);
+  std::vector<AdamWSegment> segments;
+  std::vector<size_t> which;
+  Tensors gradients;  // keeps contiguous copies alive
+  int64_t total = 0;
+  for (size_t i = 0; i < items_.size(); i++) {
+    const Tensor& p = items_[i].parameter;
+    Tensor g = p.grad();
+    if (!g) continue;
+    gradients.push_back(contiguous(g));
+    const State& s = states_[i];
+    double t = double(s.step + 1), lr = items_[i].lr * lr_factor;
+    segments.push_back({.parameter = p.raw(),
+                        .gradient = gradients.back().raw(),
+                        .exp_avg = s.exp_avg.data<float>(),
+                        .exp_avg_sq = s.exp_avg_sq.data<float>(),
+                        .master = s.master ? s.master.data<float>() : nullptr,
+                        .begin = total,
+                        .end = total + p.numel(),
+                        .decay = float(1 - lr * items_[i].weight_decay),
+                        .step_size = float(lr / (1 - std::pow(options_.beta1, t))),
+                        .denominator = float(1 / std::sqrt(1 - std::pow(options_.beta2, t))),
+                        .dtype = p.dtype()});
+    which.push_back(i);
+    total += p.numel();
+  }
+  if (segments.empty()) return 0;
+  std::vector<double> squares(size_t((total + kPiece - 1) / kPiece));
+  AdamWArgs args{.segments = segments.data(),
+                 .count = int64_t(segments.size()),
+                 .total = total,
+                 .piece = kPiece,
+                 .squares = squares.data(),
+                 .beta2 = float(options_.beta2),
+                 .rest1 = float(1 - options_.beta1),
+                 .rest2 = float(1 - options_.beta2),
+                 .eps = float(options_.eps),
+                 .clip = 1};
+  Device device = items_[which[0]].parameter.device();
+  double norm = std::sqrt(sum_squares(args, device));
+  if (!std::isfinite(norm)) {
+    for (size_t k = 0; k < segments.size(); k++) {
+      AdamWSegment one = segments[k];
+      one.end -= one.begin;
+      one.begin = 0;
+      AdamWArgs alone = args;
+      alone.segments = &one;
+      alone.count = 1;
+      alone.total = one.end;
+      check<ValueError>(std::isfinite(sum_squares(alone, device)), "[adamw] the gradient of '", items_[which[k]].name,
+                        "' is not finite");
+    }
+    throw ValueError("[adamw] the norm of the gradients is not finite");
+  }
+  if (options_.max_grad_norm > 0) args.clip = float(std::min(1.0, options_.max_grad_norm / (norm + 1e-6)));
+  adamw_update_kernel(device, args);
+  for (size_t i : which) states_[i].step++;
+  return norm;
+}
+
+void AdamW::zero_grad() {
+  for (const Item& item : items_) item.parameter.clear_grad();
+}
+
+std::vector<AdamW::State> AdamW::state() const { return states_; }
+
+void AdamW::load_state(const std::vector<State>& state) {
+  std::unordered_map<std::string, const State*> given;
+  for (const State& s : state)
+    check<WeightsError>(given.emplace(s.name, &s).second, "[adamw] '", s.name, "' is given twice");
+  auto fits = [](const Tensor& t, const Tensor& like) {
+    return t && t.dtype() == DType::f32 && t.shape() == like.shape();
+  };
+  for (const State& own : states_) {  // everything is checked before anything changes
+    auto found = given.find(own.name);
+    check<WeightsError>(found != given.end(), "[adamw] the state lacks '", own.name, "'");
+    const State& s = *found->second;
+    check<WeightsError>(fits(s.exp_avg, own.exp_avg) && fits(s.exp_avg_sq, own.exp_avg), "[adamw] the moments of '",
+                        s.name, "' must be f32 of shape ", own.exp_avg.shape());
+    check<WeightsError>(!own.master || !s.master || fits(s.master, own.master), "[adamw] the master copy of '", s.name,
+                        "' must be f32 of shape ", own.exp_avg.shape());
+    check<WeightsError>(s.step >= 0, "[adamw] the step count of '", s.name, "' must not be negative but is ", s.step);
+  }
+  check<WeightsError>(given.size() == states_.size(), "[adamw] the state has ", given.size(),
+                      " parameters but the optimizer ", states_.size());
+  auto copy = [](const Tensor& from, const Tensor& to) {
+    Tensor c = contiguous(from.detach());
+    std::copy_n(c.data<float>(), to.numel(), to.data<float>());
+  };
+  for (State& own : states_) {
+    const State& s = *given.at(own.name);
+    copy(s.exp_avg, own.exp_avg);
+    copy(s.exp_avg_sq, own.exp_avg_sq);
+    if (own.master && s.master) copy(s.master, own.master);
+    own.step = s.step;
+  }
+}
+
+}  // namespace deem
