@@ -1,0 +1,66 @@
+#include "models/text_head.h"
+
+#include <algorithm>
+
+namespace deem {
+
+TextHeadConfig TextHeadConfig::read(const Config& c) {
+  TextHeadConfig t{c.positive("hidden_size"), c.positive("txt_vocab_size"), c.positive("orig_txt_vocab_size")};
+  c.finish();
+  return t;
+}
+
+// The published start: added ids are silent in the first head (weight 0, bias -100), and the second one lifts them to -5.
+TextHead::TextHead(const Scope& s, const TextHeadConfig& c) : config(c) {
+  int64_t added = c.txt_vocab_size - c.orig_txt_vocab_size;
+  check<ConfigError>(added >= 0, "text head: txt_vocab_size ", c.txt_vocab_size,
+                     " is smaller than orig_txt_vocab_size ", c.orig_txt_vocab_size);
+  Init bias = Init::from([&] {
+    Tensor b = Tensor::zeros({c.txt_vocab_size});
+    std::fill(b.data<float>() + c.orig_txt_vocab_size, b.data<float>() + c.txt_vocab_size, -100.0f);
+    return b;
+  });
+  head = Linear(s / "head", c.hidden_size, c.txt_vocab_size, true, Init::normal(0.02), bias);
+  if (added == 0) return;
+  size_t row = size_t(c.hidden_size) * size_of(head.weight.dtype());
+  std::fill_n(static_cast<char*>(head.weight.raw()) + size_t(c.orig_txt_vocab_size) * row, size_t(added) * row,
+              char(0));
+  head_new.emplace(s / "head_new", c.hidden_size, added, true, Init::normal(0.02), Init::constant(95));
+}
+
+Tensor TextHead::operator()(const Tensor& hidden) const {
+  check<ShapeError>(hidden.ndim() >= 1 && hidden.size(-1) == config.hidden_size, "[text_head] hidden must be [..., ",
+                    config.hidden_size, "] but has shape ", hidden.shape());
+  if (!head_new) return head(hidden);
+  // Two linear maps of one input add up to one; summing the few rows of weights also keeps -100 + 95 out of the logits.
+  int64_t base = config.orig_txt_vocab_size, all = config.txt_vocab_size;
+  Tensor kept = linear(hidden, slice(head.weight, 0, 0, base), slice(*head.bias, 0, 0, base));
+  Tensor added = linear(hidden, add(slice(head.weight, 0, base, all), head_new->weight),
+                        add(slice(*head.bias, 0, base, all), *head_new->bias));
+  return cat({kept, added}, -1);
+}
+
+namespace {
+
+class TextHeadModel : public Model {
+ public:
+  TextHeadModel(const Json& config, uint64_t seed, DType dtype)
+      : Model(seed, dtype), head_(Scope(params), TextHeadConfig::read(Config(config, "text_head"))) {}
+
+  TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
+    if (method != "forward") unknown_method("text_head", method);
+    Config(options, "text_head.forward").finish();
+    return {{"logits", head_(input(inputs, "hidden"))}};
+  }
+
+ private:
+  TextHead head_;
+};
+
+}  // namespace
+
+static const RegisterModel r{"text_head", [](const Json& config, uint64_t seed, DType dtype) -> std::unique_ptr<Model> {
+                               return std::make_unique<TextHeadModel>(config, seed, dtype);
+                             }};
+
+}  // namespace deem
