@@ -1,0 +1,159 @@
+#include "models/vae.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/rng.h"
+
+namespace deem {
+
+static constexpr double kNormEps = 1e-6;
+
+VaeConfig VaeConfig::read(const Config& c) {
+  VaeConfig r;
+  r.in_channels = c.positive("in_channels", 3);
+  r.out_channels = c.positive("out_channels", 3);
+  r.block_out_channels = c.integers("block_out_channels");
+  r.layers_per_block = c.positive("layers_per_block", 1);
+  r.latent_channels = c.positive("latent_channels", 4);
+  r.norm_num_groups = c.positive("norm_num_groups", 32);
+  r.scaling_factor = c.number("scaling_factor", 0.18215);
+  check<ConfigError>(!r.block_out_channels.empty(), "config '", c.path(), ".block_out_channels' must not be empty");
+  check<ConfigError>(r.scaling_factor > 0, "config '", c.path(), ".scaling_factor' must be positive but is ", r.scaling_factor);
+  size_t blocks = r.block_out_channels.size();
+  for (auto [key, kind] : {std::pair{"down_block_types", "DownEncoderBlock2D"}, {"up_block_types", "UpDecoderBlock2D"}}) {
+    auto types = c.strings(key, std::vector<std::string>(blocks, kind));
+    check<ConfigError>(types.size() == blocks && std::all_of(types.begin(), types.end(), [&](auto& t) { return t == kind; }), "config '",
+                       c.path(), ".", key, "' must name ", blocks, " times ", kind);
+  }
+  check<ConfigError>(c.string("act_fn", "silu") == "silu", "config '", c.path(), ".act_fn' must be silu");
+  for (const char* key : {"sample_size", "_class_name", "_diffusers_version", "force_upcast"}) c.ignore(key);
+  c.finish();
+  return r;
+}
+
+Vae::Attention::Attention(const Scope& s, int64_t channels, int64_t groups)
+    : group_norm(s / "group_norm", channels, groups, kNormEps),
+      to_q(s / "to_q", channels, channels),
+      to_k(s / "to_k", channels, channels),
+      to_v(s / "to_v", channels, channels),
+      to_out(s / "to_out" / 0, channels, channels) {}
+
+Tensor Vae::Attention::operator()(const Tensor& x) const {
+  int64_t n = x.size(0), positions = x.size(1) * x.size(2), c = x.size(3);
+  Tensor h = group_norm(x);
+  auto heads = [&](const Linear& l) { return reshape(l(h), {n, positions, 1, c}); };
+  return add(x, to_out(reshape(attention(heads(to_q), heads(to_k), heads(to_v)), x.shape())));
+}
+
+Vae::Mid::Mid(const Scope& s, int64_t channels, int64_t groups)
+    : first(s / "resnets" / 0, channels, channels, 0, groups, kNormEps),
+      attention(s / "attentions" / 0, channels, groups),
+      second(s / "resnets" / 1, channels, channels, 0, groups, kNormEps) {}
+
+// The encoder walks the widths up, the decoder down with one more block per width.
+Vae::Half::Half(const Scope& s, const VaeConfig& c, bool encoder) : mid(s / "mid_block", c.block_out_channels.back(), c.norm_num_groups) {
+  std::vector<int64_t> widths = c.block_out_channels;
+  if (!encoder) std::reverse(widths.begin(), widths.end());
+  conv_in = Conv2d(s / "conv_in", encoder ? c.in_channels : c.latent_channels, widths.front(), 3, 1, 1);
+  int64_t in = widths.front();
+  for (size_t i = 0; i < widths.size(); i++) {
+    Scope at = s / (encoder ? "down_blocks" : "up_blocks") / int64_t(i);
+    Block block;
+    for (int64_t l = 0; l < c.layers_per_block + (encoder ? 0 : 1); l++, in = widths[i])
+      block.resnets.emplace_back(at / "resnets" / l, in, widths[i], 0, c.norm_num_groups, kNormEps);
+    if (i + 1 < widths.size()) {
+      // The encoder pads right and bottom only.
+      if (encoder) block.resample = Conv2d(at / "downsamplers" / 0 / "conv", in, in, 3, Conv2dOptions{2, 0, 1, 0, 1, 1}, Init::uniform(1 / std::sqrt(9.0 * double(in))));
+      else block.resample = Conv2d(at / "upsamplers" / 0 / "conv", in, in, 3, 1, 1);
+    }
+    blocks.push_back(std::move(block));
+  }
+  conv_norm_out = GroupNorm(s / "conv_norm_out", widths.back(), c.norm_num_groups, kNormEps);
+  conv_out = Conv2d(s / "conv_out", widths.back(), encoder ? 2 * c.latent_channels : c.out_channels, 3, 1, 1);
+}
+
+Vae::Vae(const Scope& s, const VaeConfig& c)
+    : config(c),
+      encoder(s / "encoder", c, true),
+      decoder(s / "decoder", c, false),
+      quant_conv(s / "quant_conv", 2 * c.latent_channels, 2 * c.latent_channels, 1),
+      post_quant_conv(s / "post_quant_conv", c.latent_channels, c.latent_channels, 1) {}
+
+std::pair<Tensor, Tensor> Vae::encode(const Tensor& image) const {
+  int64_t factor = int64_t(1) << (config.block_out_channels.size() - 1);
+  check<ShapeError>(image.ndim() == 4 && image.size(3) == config.in_channels, "[vae] image must be [N, H, W, ", config.in_channels,
+                    "] but has shape ", image.shape());
+  check<ShapeError>(image.size(1) % factor == 0 && image.size(2) % factor == 0 && image.size(1) > 0 && image.size(2) > 0,
+                    "[vae] height and width must be multiples of ", factor, " but are ", image.size(1), " x ", image.size(2));
+  Tensor x = encoder.conv_in(image);
+  for (const Block& block : encoder.blocks) {
+    for (const ResnetBlock& r : block.resnets) x = r(x);
+    if (block.resample) x = (*block.resample)(x);
+  }
+  Tensor moments = quant_conv(encoder.conv_out(encoder.conv_norm_out(encoder.mid(x), true)));
+  int64_t c = config.latent_channels;
+  return {slice(moments, 3, 0, c), clamp(slice(moments, 3, c, 2 * c), -30, 20)};
+}
+
+Tensor Vae::sample_scaled(const Tensor& mean, const Tensor& logvar, const Tensor& eps) const {
+  return mul_scalar(add(mean, mul(exp(mul_scalar(logvar, 0.5)), eps)), config.scaling_factor);
+}
+
+Tensor Vae::decode(const Tensor& latent) const {
+  check<ShapeError>(latent.ndim() == 4 && latent.size(3) == config.latent_channels, "[vae] latent must be [N, h, w, ", config.latent_channels,
+                    "] but has shape ", latent.shape());
+  Tensor x = decoder.mid(decoder.conv_in(post_quant_conv(mul_scalar(latent, 1 / config.scaling_factor))));
+  for (const Block& block : decoder.blocks) {
+    for (const ResnetBlock& r : block.resnets) x = r(x);
+    if (block.resample) x = (*block.resample)(resize_nearest(x, 2 * x.size(1), 2 * x.size(2)));
+  }
+  return decoder.conv_out(decoder.conv_norm_out(x, true));
+}
+
+namespace {
+
+struct VaeModel : Model {
+  Vae vae;
+  VaeModel(const Json& config, uint64_t seed, DType dtype) : Model(seed, dtype), vae(Scope(params), VaeConfig::read(Config(config, "vae"))) {}
+
+  // encode: image, eps? -> mean, logvar, sample_scaled. decode: latent (scaled) -> image. train: image, eps? -> loss, recon, kl.
+  TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
+    Config o(options, "options");
+    if (method == "encode") {
+      o.finish();
+      auto [mean, logvar] = vae.encode(input(inputs, "image"));
+      TensorMap out{{"mean", mean}, {"logvar", logvar}};
+      if (auto eps = optional_input(inputs, "eps")) out["sample_scaled"] = vae.sample_scaled(mean, logvar, *eps);
+      return out;
+    }
+    if (method == "decode") {
+      o.finish();
+      return {{"image", vae.decode(input(inputs, "latent"))}};
+    }
+    if (method == "train") return train(inputs, o);
+    unknown_method("vae", method);
+  }
+
+  // Absolute error of the reconstruction plus kl_weight times the divergence from N(0, 1), both means over elements.
+  TensorMap train(const TensorMap& inputs, const Config& o) const {
+    double kl_weight = o.number("kl_weight", 1e-6), square_weight = o.number("square_weight", 1);
+    o.finish();
+    const Tensor& image = input(inputs, "image");
+    auto [mean_, logvar] = vae.encode(image);
+    MaybeTensor given = optional_input(inputs, "eps");
+    Tensor eps = given ? *given : randn(mean_.shape(), int64_t(rng_state().seed), int64_t(take_stream()));
+    Tensor recon = vae.decode(vae.sample_scaled(mean_, logvar, eps));
+    Tensor error = sub(recon, image);
+    Tensor fit = add(mean(abs(error)), mul_scalar(mean(square(error)), square_weight));
+    Tensor kl = mul_scalar(mean(sub(add(square(mean_), exp(logvar)), add_scalar(logvar, 1))), 0.5);
+    return {{"loss", add(fit, mul_scalar(kl, kl_weight))}, {"loss_recon", fit}, {"loss_kl", kl}};
+  }
+};
+
+std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) { return std::make_unique<VaeModel>(config, seed, dtype); }
+const RegisterModel r{"vae", make};
+
+}  // namespace
+
+}  // namespace deem
