@@ -8,6 +8,7 @@
 namespace deem {
 
 static thread_local CancelFlag* running_flag = nullptr;
+static thread_local const ProgressSink* running_progress = nullptr;
 static thread_local bool on_engine = false;
 
 void poll_cancel() {
@@ -15,10 +16,15 @@ void poll_cancel() {
     throw Aborted("the task was aborted");
 }
 
+void report_progress(int64_t done, int64_t total) {
+  if (running_progress && *running_progress) (*running_progress)(done, total);
+}
+
 struct Engine::Impl {
   struct Task {
     std::function<void()> run;
     std::shared_ptr<CancelFlag> cancel;
+    ProgressSink progress;
   };
   std::mutex mutex;
   std::condition_variable wake;
@@ -37,8 +43,10 @@ Engine::Engine() : p_(new Impl) {
         p->queue.pop_front();
       }
       running_flag = task.cancel.get();
+      running_progress = &task.progress;
       task.run();
       running_flag = nullptr;
+      running_progress = nullptr;
     }
   }).detach();
 }
@@ -48,10 +56,10 @@ Engine& Engine::get() {
   return *engine;
 }
 
-void Engine::post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel) {
+void Engine::post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel, ProgressSink progress) {
   {
     std::lock_guard lock(p_->mutex);
-    p_->queue.push_back({std::move(run), std::move(cancel)});
+    p_->queue.push_back({std::move(run), std::move(cancel), std::move(progress)});
   }
   p_->wake.notify_one();
 }

@@ -16,12 +16,17 @@ struct CancelFlag {
 // Throws Aborted when the flag of the running task is up. Cheap: called by every operation.
 void poll_cancel();
 
+// Tells whoever waits for the running task how far it is; does nothing where nobody asked.
+void report_progress(int64_t done, int64_t total);
+using ProgressSink = std::function<void(int64_t done, int64_t total)>;
+
 class Engine {
  public:
   static Engine& get();
 
-  // Queues a task. `run` must not throw; it runs with `cancel` as the flag that poll_cancel() reads (may be null).
-  void post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel = nullptr);
+  // Queues a task. `run` must not throw; it runs with `cancel` as the flag that poll_cancel() reads and `progress` behind
+  // report_progress(); both may be null.
+  void post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel = nullptr, ProgressSink progress = nullptr);
 
   // Runs f on the engine thread and waits for it; rethrows what it throws. On the engine thread it just calls f.
   void run_sync(const std::function<void()>& f);

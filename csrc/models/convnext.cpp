@@ -19,10 +19,12 @@ ConvNextConfig ConvNextConfig::read(const Config& c) {
                    c.number("drop_path_rate", 0),
                    c.number("layer_scale_init", 1e-6)};
   c.finish();
-  check<ConfigError>(r.depths.size() == 4 && r.dims.size() == 4, "config '", c.path(), "': depths and dims must name four stages");
+  check<ConfigError>(r.depths.size() == 4 && r.dims.size() == 4, "config '", c.path(),
+                     "': depths and dims must name four stages");
   for (int64_t d : r.dims) check<ConfigError>(d > 0, "config '", c.path(), ".dims' must be positive but holds ", d);
   for (int64_t d : r.depths) check<ConfigError>(d > 0, "config '", c.path(), ".depths' must be positive but holds ", d);
-  check<ConfigError>(r.drop_path_rate >= 0 && r.drop_path_rate < 1, "config '", c.path(), ".drop_path_rate' must be in [0, 1)");
+  check<ConfigError>(r.drop_path_rate >= 0 && r.drop_path_rate < 1, "config '", c.path(),
+                     ".drop_path_rate' must be in [0, 1)");
   return r;
 }
 
@@ -47,7 +49,8 @@ static Conv2d patches(const Scope& s, int64_t in, int64_t out, int64_t side) {
 ConvNext::ConvNext(const Scope& root, const ConvNextConfig& c) : config(c) {
   Scope s = root / "vision_model", trunk = s / "visual" / "trunk";
   const auto& dims = c.dims;
-  for (int i = 0; i < 4; i++) adapters[size_t(i)] = Linear(s / ("adapter_c" + std::to_string(i + 2)), dims[size_t(i)], c.adapter_dim);
+  for (int i = 0; i < 4; i++)
+    adapters[size_t(i)] = Linear(s / ("adapter_c" + std::to_string(i + 2)), dims[size_t(i)], c.adapter_dim);
   adapter_cls = Linear(s / "adapter_cls", dims[3], c.adapter_dim);
   stem = patches(trunk / "stem" / 0, 3, dims[0], c.patch_size);
   stem_norm = LayerNorm(trunk / "stem" / 1, dims[0], 1e-6);
@@ -61,7 +64,8 @@ ConvNext::ConvNext(const Scope& root, const ConvNextConfig& c) : config(c) {
       stage.down = patches(at / "downsample" / 1, dims[i - 1], dims[i], 2);
     }
     for (int64_t b = 0; b < c.depths[i]; b++, done++)
-      stage.blocks.emplace_back(at / "blocks" / b, dims[i], c, blocks > 1 ? c.drop_path_rate * double(done) / double(blocks - 1) : 0.0);
+      stage.blocks.emplace_back(at / "blocks" / b, dims[i], c,
+                                blocks > 1 ? c.drop_path_rate * double(done) / double(blocks - 1) : 0.0);
     stages.push_back(std::move(stage));
   }
   head_norm = LayerNorm(trunk / "head" / "norm", dims[3], 1e-6);
@@ -72,9 +76,10 @@ ConvNext::ConvNext(const Scope& root, const ConvNextConfig& c) : config(c) {
 
 ConvNextOutput ConvNext::forward(const Tensor& pixels, Mode mode, bool checkpointed) const {
   int64_t reach = 8 * config.patch_size;
-  check<ShapeError>(pixels.ndim() == 4 && pixels.size(3) == 3, "[convnext] pixels must be [B, H, W, 3] but have shape ", pixels.shape());
-  check<ShapeError>(pixels.size(1) >= reach && pixels.size(2) >= reach, "[convnext] pictures need at least ", reach, " x ", reach,
-                    " pixels but are ", pixels.size(1), " x ", pixels.size(2));
+  check<ShapeError>(pixels.ndim() == 4 && pixels.size(3) == 3, "[convnext] pixels must be [B, H, W, 3] but have shape ",
+                    pixels.shape());
+  check<ShapeError>(pixels.size(1) >= reach && pixels.size(2) >= reach, "[convnext] pictures need at least ", reach,
+                    " x ", reach, " pixels but are ", pixels.size(1), " x ", pixels.size(2));
   ConvNextOutput out;
   Tensor x = stem_norm(stem(pixels));
   for (size_t i = 0; i < 4; i++) {
@@ -90,7 +95,8 @@ ConvNextOutput ConvNext::forward(const Tensor& pixels, Mode mode, bool checkpoin
   out.pooled = head_norm(mean(x, {1, 2}));
   int64_t b = pixels.size(0), d = config.adapter_dim;
   const Tensor& grid = out.maps[2];
-  out.tokens = cat({reshape(adapter_cls(out.pooled), {b, 1, d}), reshape(grid, {b, grid.size(1) * grid.size(2), d})}, 1);
+  out.tokens =
+      cat({reshape(adapter_cls(out.pooled), {b, 1, d}), reshape(grid, {b, grid.size(1) * grid.size(2), d})}, 1);
   return out;
 }
 
@@ -108,7 +114,8 @@ struct ConvNextModel : Model {
     bool checkpointed = o.boolean("checkpoint", false);
     o.finish();
     ConvNextOutput y = net.forward(input(inputs, "pixels"), mode, checkpointed);
-    return {{"tokens", y.tokens}, {"c2", y.maps[0]}, {"c3", y.maps[1]}, {"c4", y.maps[2]}, {"c5", y.maps[3]}, {"pooled", y.pooled}};
+    return {{"tokens", y.tokens}, {"c2", y.maps[0]}, {"c3", y.maps[1]},
+            {"c4", y.maps[2]},    {"c5", y.maps[3]}, {"pooled", y.pooled}};
   }
 };
 

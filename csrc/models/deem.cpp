@@ -1,5 +1,6 @@
 #include "models/deem.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/rng.h"
@@ -26,7 +27,7 @@ static Tensor region(const Tensor& mask, int64_t height, int64_t width, DType dt
 Denoiser::Denoiser(const Scope& s, const DeemConfig& c)
     : vae(s / "vae", c.vae),
       unet(s / "unet", c.unet),
-      mmfs(s / "mmfs_module", c.mmfs, c.unet, c.image_embed_dim),
+      mmfs(s / "mmfs_module", c.mmfs, c.unet.residual_widths(), c.image_embed_dim),
       schedule(c.schedule) {}
 
 static constexpr int64_t kMaskSide = 112;
@@ -87,6 +88,14 @@ Seen VisualTokenizer::look(const Tensor& image, const Tensor& mask, Mode mode) c
   if (feature_extractor) q = cat({(*feature_extractor)(seen.maps, mask), q}, 1);
   seen.query_embeds = perceiver(q, {}, mode);
   return seen;
+}
+
+Tensors masked_maps(const Seen& seen, const Tensor& mask) {
+  Tensors maps;
+  for (const Tensor& m : seen.maps)
+    maps.push_back(reshape(mul(m, region(mask, m.size(1), m.size(2), m.dtype())),
+                           {m.size(0), 1, m.size(1), m.size(2), m.size(3)}));
+  return maps;
 }
 
 Deem::Deem(const Json& config, uint64_t seed, DType dtype)
@@ -278,8 +287,9 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
     for (const Tensor& m : p.seen.maps)
       maps.push_back(
           reshape(mul(m, region(p.mask, m.size(1), m.size(2), m.dtype())), {n, 1, m.size(1), m.size(2), m.size(3)}));
-    Denoised d = denoise(sd, mean, logvar, draws.normal("sniffer_eps", latent), draws.normal("sniffer_noise", latent),
-                         t, visual_.proj_i(p.seen.query_embeds), maps, Tensor::full({n, 1}, 1, DType::i64));
+    Denoised d =
+        denoise(sd, mean, logvar, draws.normal("sniffer_eps", latent), draws.normal("sniffer_noise", latent), t,
+                visual_.proj_i(p.seen.query_embeds), masked_maps(p.seen, p.mask), Tensor::full({n, 1}, 1, DType::i64));
     // Full area over mask area, so that small regions weigh as much as whole pictures.
     Tensor inside = region(p.mask, latent[1], latent[2], d.error.dtype());
     Tensor weight = div(mul_scalar(inside, double(latent[1] * latent[2])), add_scalar(sum(inside, {1, 2}, true), 1e-8));

@@ -81,6 +81,9 @@ struct VisualTokenizer {
   Seen look(const Tensor& image, const Tensor& mask, Mode mode) const;
 };
 
+// The maps as the consistency loss sees them: zero outside of the region, [N, 1, h, w, D] each.
+Tensors masked_maps(const Seen& seen, const Tensor& mask);
+
 class Deem : public Model {
  public:
   Deem(const Json& config, uint64_t seed, DType dtype);
@@ -107,7 +110,7 @@ class Deem : public Model {
 
   TensorMap train(const TensorMap& inputs, const Json& options) const;
   TensorMap generate_text(const TensorMap& inputs, const Json& options) const;
-  TensorMap score_options(const TensorMap& inputs, const Json& options) const;
+  TensorMap see(const TensorMap& inputs) const;
   TensorMap paint(const TensorMap& inputs, const Json& options) const;
   TensorMap reconstruct(const TensorMap& inputs, const Json& options) const;
 

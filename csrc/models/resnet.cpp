@@ -3,7 +3,10 @@
 namespace deem {
 
 ResnetBlock::ResnetBlock(const Scope& s, int64_t in, int64_t out, int64_t time_width, int64_t groups, double eps)
-    : norm1(s / "norm1", in, groups, eps), norm2(s / "norm2", out, groups, eps), conv1(s / "conv1", in, out, 3, 1, 1), conv2(s / "conv2", out, out, 3, 1, 1) {
+    : norm1(s / "norm1", in, groups, eps),
+      norm2(s / "norm2", out, groups, eps),
+      conv1(s / "conv1", in, out, 3, 1, 1),
+      conv2(s / "conv2", out, out, 3, 1, 1) {
   if (time_width) time_emb_proj = Linear(s / "time_emb_proj", time_width, out);
   if (in != out) conv_shortcut = Conv2d(s / "conv_shortcut", in, out, 1);
 }

@@ -19,12 +19,15 @@ VaeConfig VaeConfig::read(const Config& c) {
   r.norm_num_groups = c.positive("norm_num_groups", 32);
   r.scaling_factor = c.number("scaling_factor", 0.18215);
   check<ConfigError>(!r.block_out_channels.empty(), "config '", c.path(), ".block_out_channels' must not be empty");
-  check<ConfigError>(r.scaling_factor > 0, "config '", c.path(), ".scaling_factor' must be positive but is ", r.scaling_factor);
+  check<ConfigError>(r.scaling_factor > 0, "config '", c.path(), ".scaling_factor' must be positive but is ",
+                     r.scaling_factor);
   size_t blocks = r.block_out_channels.size();
-  for (auto [key, kind] : {std::pair{"down_block_types", "DownEncoderBlock2D"}, {"up_block_types", "UpDecoderBlock2D"}}) {
+  for (auto [key, kind] :
+       {std::pair{"down_block_types", "DownEncoderBlock2D"}, {"up_block_types", "UpDecoderBlock2D"}}) {
     auto types = c.strings(key, std::vector<std::string>(blocks, kind));
-    check<ConfigError>(types.size() == blocks && std::all_of(types.begin(), types.end(), [&](auto& t) { return t == kind; }), "config '",
-                       c.path(), ".", key, "' must name ", blocks, " times ", kind);
+    check<ConfigError>(
+        types.size() == blocks && std::all_of(types.begin(), types.end(), [&](auto& t) { return t == kind; }),
+        "config '", c.path(), ".", key, "' must name ", blocks, " times ", kind);
   }
   check<ConfigError>(c.string("act_fn", "silu") == "silu", "config '", c.path(), ".act_fn' must be silu");
   for (const char* key : {"sample_size", "_class_name", "_diffusers_version", "force_upcast"}) c.ignore(key);
@@ -52,7 +55,8 @@ Vae::Mid::Mid(const Scope& s, int64_t channels, int64_t groups)
       second(s / "resnets" / 1, channels, channels, 0, groups, kNormEps) {}
 
 // The encoder walks the widths up, the decoder down with one more block per width.
-Vae::Half::Half(const Scope& s, const VaeConfig& c, bool encoder) : mid(s / "mid_block", c.block_out_channels.back(), c.norm_num_groups) {
+Vae::Half::Half(const Scope& s, const VaeConfig& c, bool encoder)
+    : mid(s / "mid_block", c.block_out_channels.back(), c.norm_num_groups) {
   std::vector<int64_t> widths = c.block_out_channels;
   if (!encoder) std::reverse(widths.begin(), widths.end());
   conv_in = Conv2d(s / "conv_in", encoder ? c.in_channels : c.latent_channels, widths.front(), 3, 1, 1);
@@ -64,7 +68,9 @@ Vae::Half::Half(const Scope& s, const VaeConfig& c, bool encoder) : mid(s / "mid
       block.resnets.emplace_back(at / "resnets" / l, in, widths[i], 0, c.norm_num_groups, kNormEps);
     if (i + 1 < widths.size()) {
       // The encoder pads right and bottom only.
-      if (encoder) block.resample = Conv2d(at / "downsamplers" / 0 / "conv", in, in, 3, Conv2dOptions{2, 0, 1, 0, 1, 1}, Init::uniform(1 / std::sqrt(9.0 * double(in))));
+      if (encoder)
+        block.resample = Conv2d(at / "downsamplers" / 0 / "conv", in, in, 3, Conv2dOptions{2, 0, 1, 0, 1, 1},
+                                Init::uniform(1 / std::sqrt(9.0 * double(in))));
       else block.resample = Conv2d(at / "upsamplers" / 0 / "conv", in, in, 3, 1, 1);
     }
     blocks.push_back(std::move(block));
@@ -82,10 +88,11 @@ Vae::Vae(const Scope& s, const VaeConfig& c)
 
 std::pair<Tensor, Tensor> Vae::encode(const Tensor& image) const {
   int64_t factor = int64_t(1) << (config.block_out_channels.size() - 1);
-  check<ShapeError>(image.ndim() == 4 && image.size(3) == config.in_channels, "[vae] image must be [N, H, W, ", config.in_channels,
-                    "] but has shape ", image.shape());
-  check<ShapeError>(image.size(1) % factor == 0 && image.size(2) % factor == 0 && image.size(1) > 0 && image.size(2) > 0,
-                    "[vae] height and width must be multiples of ", factor, " but are ", image.size(1), " x ", image.size(2));
+  check<ShapeError>(image.ndim() == 4 && image.size(3) == config.in_channels, "[vae] image must be [N, H, W, ",
+                    config.in_channels, "] but has shape ", image.shape());
+  check<ShapeError>(
+      image.size(1) % factor == 0 && image.size(2) % factor == 0 && image.size(1) > 0 && image.size(2) > 0,
+      "[vae] height and width must be multiples of ", factor, " but are ", image.size(1), " x ", image.size(2));
   Tensor x = encoder.conv_in(image);
   for (const Block& block : encoder.blocks) {
     for (const ResnetBlock& r : block.resnets) x = r(x);
@@ -101,8 +108,8 @@ Tensor Vae::sample_scaled(const Tensor& mean, const Tensor& logvar, const Tensor
 }
 
 Tensor Vae::decode(const Tensor& latent) const {
-  check<ShapeError>(latent.ndim() == 4 && latent.size(3) == config.latent_channels, "[vae] latent must be [N, h, w, ", config.latent_channels,
-                    "] but has shape ", latent.shape());
+  check<ShapeError>(latent.ndim() == 4 && latent.size(3) == config.latent_channels, "[vae] latent must be [N, h, w, ",
+                    config.latent_channels, "] but has shape ", latent.shape());
   Tensor x = decoder.mid(decoder.conv_in(post_quant_conv(mul_scalar(latent, 1 / config.scaling_factor))));
   for (const Block& block : decoder.blocks) {
     for (const ResnetBlock& r : block.resnets) x = r(x);
@@ -115,7 +122,8 @@ namespace {
 
 struct VaeModel : Model {
   Vae vae;
-  VaeModel(const Json& config, uint64_t seed, DType dtype) : Model(seed, dtype), vae(Scope(params), VaeConfig::read(Config(config, "vae"))) {}
+  VaeModel(const Json& config, uint64_t seed, DType dtype)
+      : Model(seed, dtype), vae(Scope(params), VaeConfig::read(Config(config, "vae"))) {}
 
   // encode: image, eps? -> mean, logvar, sample_scaled. decode: latent (scaled) -> image. train: image, eps? -> loss, recon, kl.
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
@@ -151,7 +159,9 @@ struct VaeModel : Model {
   }
 };
 
-std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) { return std::make_unique<VaeModel>(config, seed, dtype); }
+std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
+  return std::make_unique<VaeModel>(config, seed, dtype);
+}
 const RegisterModel r{"vae", make};
 
 }  // namespace

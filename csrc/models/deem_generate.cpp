@@ -1,0 +1,157 @@
+// What a trained DEEM does: answers, paints, shows what its encoder saw. Nothing here is recorded.
+#include <algorithm>
+
+#include "core/engine.h"
+#include "core/rng.h"
+#include "models/deem.h"
+
+namespace deem {
+
+// Positions of a padded prompt: the running count of kept tokens minus 1; 1 on padding, as published.
+static Tensor prompt_positions(const Tensor& keep) {
+  Tensor out = Tensor::empty(keep.shape(), DType::i64);
+  int64_t rows = keep.size(0), length = keep.size(1);
+  for (int64_t b = 0; b < rows; b++) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < length; i++) {
+      int64_t k = keep.data<int64_t>()[b * length + i];
+      count += k != 0;
+      out.data<int64_t>()[b * length + i] = k ? count - 1 : 1;
+    }
+  }
+  return out;
+}
+
+// Greedy decoding from left-padded prompts (text_ids, attention_mask, images). ids [B, 1 + new]: bos, then what was generated;
+// eos or soi ends a row, pad fills it. bos counts for min_length.
+TensorMap Deem::generate_text(const TensorMap& inputs, const Json& options) const {
+  Config o(options, "generate_text");
+  int64_t most = o.positive("max_new_tokens", 32), least = o.integer("min_length", 0);
+  o.finish();
+  const Tensor &ids = input(inputs, "text_ids"), &given = input(inputs, "attention_mask");
+  check<ShapeError>(given.shape() == ids.shape() && given.dtype() == DType::i64,
+                    "[generate_text] attention_mask must be i64 ", ids.shape(), " but is ", given.dtype(), " ",
+                    given.shape());
+  Tensor keep = contiguous(given);
+  int64_t rows = ids.size(0), length = ids.size(1);
+  check<ShapeError>(length > 0, "[generate_text] the prompt is empty");
+  for (int64_t b = 0; b < rows; b++)
+    check<ValueError>(keep.data<int64_t>()[(b + 1) * length - 1] != 0,
+                      "[generate_text] prompts must be padded on the left, but row ", b, " ends in padding");
+
+  Prepared p = prepare(inputs, {});
+  LlamaState state;
+  MaybeTensor visible = p.features ? MaybeTensor(p.visibility) : MaybeTensor();
+  Tensor hidden = llm_.forward(p.embeds, keep, p.features, visible, prompt_positions(keep), {}, &state).last_hidden;
+  Tensor positions = Tensor::empty({rows, 1}, DType::i64);
+  for (int64_t b = 0; b < rows; b++)
+    positions.data<int64_t>()[b] = std::count_if(
+        keep.data<int64_t>() + b * length, keep.data<int64_t>() + (b + 1) * length, [](int64_t k) { return k != 0; });
+
+  std::vector<std::vector<int64_t>> out(size_t(rows), {c_.tokens.bos});
+  std::vector<bool> done(static_cast<size_t>(rows), false);
+  Tensor ones = Tensor::full({rows, 1}, 1, DType::i64);
+  for (int64_t step = 0; step < most; step++) {
+    Tensor logits = contiguous(cast(head_(slice(hidden, 1, hidden.size(1) - 1, hidden.size(1))), DType::f32));
+    if (step + 1 < least)
+      for (int64_t b = 0; b < rows; b++)
+        for (int64_t stop : {c_.tokens.eos, c_.tokens.soi}) logits.data<float>()[b * logits.size(2) + stop] = -INFINITY;
+    Tensor best = argmax(logits), next = Tensor::empty({rows, 1}, DType::i64);
+    for (int64_t b = 0; b < rows; b++) {
+      int64_t id = done[size_t(b)] ? c_.tokens.pad : best.data<int64_t>()[b];
+      next.data<int64_t>()[b] = id;
+      out[size_t(b)].push_back(id);
+      done[size_t(b)] = done[size_t(b)] || id == c_.tokens.eos || id == c_.tokens.soi;
+    }
+    report_progress(step + 1, most);
+    if (std::all_of(done.begin(), done.end(), [](bool d) { return d; }) || step + 1 == most) break;
+    keep = cat({keep, ones}, 1);
+    hidden = llm_.forward(embedding(llm_.embed_tokens, next), keep, {}, visible, positions, {}, &state).last_hidden;
+    for (int64_t b = 0; b < rows; b++) positions.data<int64_t>()[b]++;
+  }
+  int64_t width = int64_t(out.empty() ? 1 : out[0].size());
+  Tensor result = Tensor::empty({rows, width}, DType::i64);
+  for (int64_t b = 0; b < rows; b++)
+    std::copy(out[size_t(b)].begin(), out[size_t(b)].end(), result.data<int64_t>() + b * width);
+  return {{"ids", result}};
+}
+
+namespace {
+
+struct SamplerOptions {
+  int64_t steps;
+  double guidance;
+  explicit SamplerOptions(const Config& o) : steps(o.positive("steps", 20)), guidance(o.number("guidance", 3.5)) {
+    o.finish();
+  }
+};
+
+Tensor to_picture(const Tensor& decoded) { return clamp(add_scalar(mul_scalar(decoded, 0.5), 0.5), 0, 1); }
+
+}  // namespace
+
+// Paints the images named by `which` [k] (indices in reading order) from the states before them; pixels given for them are
+// not looked at by anything that comes before. latent [k, h, w, C]: the noise to start from, else drawn from the seed.
+TensorMap Deem::paint(const TensorMap& inputs, const Json& options) const {
+  SamplerOptions o(Config(options, "paint"));
+  Prepared p = prepare(inputs, {});
+  check<ValueError>(p.starts.images() > 0, "[paint] the rows hold no image to paint");
+  const Tensor& which = input(inputs, "which");
+  MaybeTensor visible = p.features ? MaybeTensor(p.visibility) : MaybeTensor();
+  Tensor hidden = llm_.forward(p.embeds, input(inputs, "attention_mask"), p.features, visible).last_hidden;
+  ImageContext ctx = image_context(p, hidden, {});
+  Tensors maps;
+  for (const Tensor& m : ctx.history) maps.push_back(gather_rows(m, which));
+  const Denoiser& sd = visual_.encoder;
+  MmfsInputs mmfs{&sd.mmfs, maps, gather_rows(ctx.history_mask, which)};
+  int64_t k = which.numel(), side = c_.image_size_dec >> (c_.vae.block_out_channels.size() - 1);
+  MaybeTensor given = optional_input(inputs, "latent");
+  Tensor noise =
+      given ? *given
+            : randn({k, side, side, c_.vae.latent_channels}, int64_t(rng_state().seed), int64_t(take_stream()));
+  Tensor latent =
+      sample(sd.unet, sd.schedule, noise, gather_rows(ctx.cond, which), neg_prompt_embeds_, mmfs, o.steps, o.guidance);
+  return {{"latent", latent}, {"image", to_picture(sd.vae.decode(latent))}};
+}
+
+// What the encoder saw: its own tokens and masked maps condition the denoiser, as in the consistency loss.
+TensorMap Deem::reconstruct(const TensorMap& inputs, const Json& options) const {
+  SamplerOptions o(Config(options, "reconstruct"));
+  const Tensor& image = input(inputs, "image_tensors");
+  check<ShapeError>(image.ndim() == 4 && image.size(3) == 3,
+                    "[reconstruct] image_tensors must be [N, H, W, 3] but have shape ", image.shape());
+  Tensor mask = visible_mask(inputs);
+  Seen seen = visual_.look(image, mask, {});
+  const Denoiser& sd = visual_.encoder;
+  int64_t n = image.size(0), side = c_.image_size_dec >> (c_.vae.block_out_channels.size() - 1);
+  MmfsInputs mmfs{&sd.mmfs, masked_maps(seen, mask), Tensor::full({n, 1}, 1, DType::i64)};
+  MaybeTensor given = optional_input(inputs, "latent");
+  Tensor noise =
+      given ? *given
+            : randn({n, side, side, c_.vae.latent_channels}, int64_t(rng_state().seed), int64_t(take_stream()));
+  Tensor latent = sample(sd.unet, sd.schedule, noise, visual_.proj_i(seen.query_embeds), neg_prompt_embeds_, mmfs,
+                         o.steps, o.guidance);
+  return {{"latent", latent}, {"image", to_picture(sd.vae.decode(latent))}};
+}
+
+TensorMap Deem::see(const TensorMap& inputs) const {
+  Seen seen = visual_.look(input(inputs, "image_tensors"), visible_mask(inputs), {});
+  return {{"query_embeds", seen.query_embeds}, {"sniffer_tokens", seen.tokens}};
+}
+
+TensorMap Deem::call(const std::string& method, const TensorMap& inputs, const Json& options) {
+  if (method == "train") return train(inputs, options);
+  GradMode off(false);
+  if (method == "generate_text") return generate_text(inputs, options);
+  if (method == "paint") return paint(inputs, options);
+  if (method == "reconstruct") return reconstruct(inputs, options);
+  if (method == "see") return see(inputs);
+  unknown_method("deem", method);
+}
+
+static std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
+  return std::make_unique<Deem>(config, seed, dtype);
+}
+static const RegisterModel r{"deem", make};
+
+}  // namespace deem

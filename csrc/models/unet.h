@@ -1,0 +1,70 @@
+// Denoising UNet of Stable Diffusion (diffusers' UNet2DConditionModel, its names) for any number of blocks.
+// sample [N, h, w, C], timesteps [N] i64, context [N, T, D].
+#pragma once
+#include "models/mmfs_net.h"
+#include "models/noise_schedule.h"
+#include "models/resnet.h"
+
+namespace deem {
+
+struct UnetConfig {
+  int64_t in_channels, out_channels, layers_per_block, cross_attention_dim, norm_num_groups;
+  std::vector<int64_t> block_out_channels;
+  std::vector<int64_t> heads;              // per block; files call it attention_head_dim
+  std::vector<bool> down_cross, up_cross;  // which blocks attend to the context
+  bool use_linear_projection;
+  double norm_eps;
+
+  static UnetConfig read(const Config& c);
+  std::vector<int64_t> residual_widths() const;  // channels of what the way down hands to the way up, in order
+};
+
+// What MMFSNet adds: maps [N, K, h, w, D] per level, mask [N, K].
+struct MmfsInputs {
+  const MmfsNet* net;
+  Tensors maps;
+  Tensor mask;
+};
+
+struct Unet {
+  struct Attention {
+    Linear to_q, to_k, to_v, to_out;
+    int64_t heads;
+    Attention(const Scope& s, int64_t width, int64_t context_width, int64_t heads);
+    Tensor operator()(const Tensor& x, const Tensor& context) const;
+  };
+  // Self attention, cross attention and a gated feed-forward over the positions of a map, with a residual around all.
+  struct Transformer {
+    GroupNorm norm;
+    Tensor proj_in_weight, proj_in_bias, proj_out_weight, proj_out_bias;
+    LayerNorm norm1, norm2, norm3;
+    Attention attn1, attn2;
+    Linear ff_in, ff_out;
+    Transformer(const Scope& s, int64_t width, int64_t heads, const UnetConfig& c);
+    Tensor operator()(const Tensor& x, const Tensor& context) const;
+  };
+  struct Block {
+    std::vector<ResnetBlock> resnets;
+    std::vector<Transformer> attentions;  // empty, or one a resnet
+    std::optional<Conv2d> resample;
+  };
+
+  UnetConfig config;
+  Conv2d conv_in, conv_out;
+  Linear time1, time2;
+  std::vector<Block> down, up;
+  Block mid;
+  GroupNorm conv_norm_out;
+
+  Unet(const Scope& s, const UnetConfig& c);
+  // checkpoint: recompute each block in the backward pass.
+  Tensor forward(const Tensor& sample, const Tensor& timesteps, const Tensor& context,
+                 const std::optional<MmfsInputs>& mmfs = {}, bool checkpoint = false) const;
+};
+
+// Classifier-free guidance by DDIM: from noise `latent` in `steps` steps; with a negative context [1 or N, T, D] and a guidance
+// other than 1 both halves run as one batch, negative first. Never recorded.
+Tensor sample(const Unet& unet, const NoiseSchedule& schedule, const Tensor& latent, const Tensor& context,
+              const MaybeTensor& negative, const std::optional<MmfsInputs>& mmfs, int64_t steps, double guidance);
+
+}  // namespace deem
