@@ -23,7 +23,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "safetensors data is little endian and is mapped as it is");
 
 constexpr uint64_t kMaxHeader = 100'000'000;  // bytes, the limit of the format
-constexpr size_t kMaxTensors = 200'000;       // bounds what a hostile header can make us allocate
+constexpr size_t kMaxTensors = 100'000;       // bounds what a hostile header can make us allocate
 constexpr const char* kMetadata = "__metadata__";
 
 struct FileType {
