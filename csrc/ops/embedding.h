@@ -1,0 +1,28 @@
+// Kernel arguments of embedding and embed_interleaved.
+#pragma once
+#include "core/kernel.h"
+
+namespace deem {
+
+struct EmbeddingArgs {
+  const void *table, *images;  // rows of `cols`; images null where no source is negative
+  const int64_t* source;       // [rows]: a row of the table, or ~i for row i of images
+  const void* added;           // [cols], added to the rows that are marked; null: none
+  const uint8_t* marked;       // [rows]
+  void* y;
+  int64_t rows, cols;
+  DType dtype;
+};
+extern Kernel<EmbeddingArgs> embedding_kernel;
+
+// to[target[s]] = sum of the rows order[begin[s]] .. order[begin[s + 1] - 1] of x, in that order, in f32.
+struct SumRowsArgs {
+  const void* x;
+  const int64_t *order, *begin, *target;
+  void* to;
+  int64_t segments, cols;
+  DType dtype;
+};
+extern Kernel<SumRowsArgs> sum_rows_kernel;
+
+}  // namespace deem
