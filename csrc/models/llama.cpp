@@ -200,21 +200,26 @@ LlamaOutput Llama::forward(const Tensor& embeds, const MaybeTensor& keep, const 
 
   LlamaOutput out;
   Tensor x = embeds;
-  for (size_t i = 0; i < layers.size(); i++) {
-    const Layer& layer = layers[i];
-    if (options.hidden_states) out.layer_inputs.push_back(x);
-    Tensor seen = features && layer.cross ? *features : Tensor();
-    if (state) {
-      LayerState here{state->keys[i], state->values[i], state->image_values[i]};
-      x = run_layer(layer, config, x, seen, pass, &here);
-    } else if (options.checkpoint) {
-      auto run = [&layer, this, pass](const Tensors& in) {
-        return run_layer(layer, config, in[0], in[1], pass, nullptr);
-      };
-      x = checkpoint(run, {x, seen}, layer.trains());
-    } else {
-      x = run_layer(layer, config, x, seen, pass, nullptr);
+  try {
+    for (size_t i = 0; i < layers.size(); i++) {
+      if (options.hidden_states) out.layer_inputs.push_back(x);
+      Tensor seen = features && layers[i].cross ? *features : Tensor();
+      if (state) {
+        LayerState here{state->keys[i], state->values[i], state->image_values[i]};
+        x = run_layer(layers[i], config, x, seen, pass, &here);
+      } else if (options.checkpoint) {
+        // By value: the graph may outlive the model.
+        auto run = [layer = layers[i], config = config, pass](const Tensors& in) {
+          return run_layer(layer, config, in[0], in[1], pass, nullptr);
+        };
+        x = checkpoint(run, {x, seen}, layers[i].trains());
+      } else {
+        x = run_layer(layers[i], config, x, seen, pass, nullptr);
+      }
     }
+  } catch (...) {
+    if (state) *state = {};  // some layers are longer than others
+    throw;
   }
   out.last_hidden = norm(x);
   return out;

@@ -23,7 +23,7 @@ struct LlamaConfig {
                           const std::vector<int64_t>& spatial_shapes);
 };
 
-// What decoding keeps between calls. Starts empty; forward() extends it.
+// What decoding keeps between calls. Starts empty; forward() extends it, and empties it if a layer throws.
 struct LlamaState {
   Tensors keys, values;  // per layer [B, T so far, Hkv, head size], after RoPE
   Tensors image_values;  // per layer [B, N, S, D] as MMFS samples them; undefined where a layer sees no images

@@ -30,7 +30,7 @@ Tensor relative_index(const Tensor& mask, int64_t queries, int64_t max_images) {
   for (int64_t b = 0; b < batch; b++)
     for (int64_t q = 0; q < queries; q++) {
       // A mask longer than the queries comes from decoding with a cache: its last row serves the new tokens.
-      const float* row = &visible[0] + (b * rows + (rows == queries ? q : rows - 1)) * images;
+      const float* row = visible.data() + (b * rows + (rows == queries ? q : rows - 1)) * images;
       int64_t back = 0;
       for (int64_t n = images - 1; n >= 0; n--) index[(b * images + n) * queries + q] = row[n] != 0 ? ++back : 0;
       check<ValueError>(back < max_images, "[mmfs] a query may see at most ", max_images - 1, " images but one sees ",

@@ -70,8 +70,9 @@ static Tensor attention_with_dropout(const Tensor& q, const Tensor& k, const Ten
   Tensor scores = mul_scalar(matmul(broadcast_to(heads_first(q), wide), heads_first(k), false, true),
                              1 / std::sqrt(double(q.size(3))));
   if (keep) {
+    // Finite in every dtype: a row that sees nothing becomes the mean, as in attention().
     Tensor seen = reshape(cast(*keep, DType::u8), {k.size(0), 1, 1, k.size(1)});
-    scores = where(seen, scores, Tensor::full({1}, -1e30, scores.dtype()));
+    scores = where(seen, scores, Tensor::full({1}, -6e4, scores.dtype()));
   }
   return heads_first(matmul(dropout(softmax(scores), p), heads_first(v)));
 }
