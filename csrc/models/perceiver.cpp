@@ -83,8 +83,15 @@ Tensor Perceiver::attend(const Attention& a, const Tensor& x, const Tensor& cont
     return reshape(t,
                    {t.size(0), t.size(1), config.num_attention_heads, config.hidden_size / config.num_attention_heads});
   };
-  Tensor q = split(a.query(x)), k = split(a.key(context)), v = split(a.value(context));
-  if (a.q_norm) q = (*a.q_norm)(q), k = (*a.k_norm)(k);
+  Tensor q = split(a.query(x)), v = split(a.value(context)), k;
+  if (a.q_norm) q = (*a.q_norm)(q);
+  // Softmax cannot see what is added to all keys of a head alike. Taken times zero, the last bias before the scores has the
+  // gradient of exact arithmetic, zero, instead of rounding noise that Adam would blow up.
+  if (a.k_norm) {
+    k = layer_norm(split(a.key(context)), a.k_norm->weight, mul_scalar(a.k_norm->bias, 0), a.k_norm->eps);
+  } else {
+    k = split(linear(context, a.key.weight, mul_scalar(*a.key.bias, 0)));
+  }
   double p = mode.training ? config.attention_probs_dropout_prob : 0;
   Tensor y = p > 0 ? attention_with_dropout(q, k, v, keep, p) : attention(q, k, v, keep);
   y = hidden_dropout(a.dense(reshape(y, {y.size(0), y.size(1), config.hidden_size})), mode);

@@ -94,7 +94,7 @@ async function llama(m: Module, x: Tensors, config: Json): Promise<Tensors> {
     { embeds, features, keep: need(x, 'keep'), image_mask: need(x, 'image_mask') },
     { hidden_states: true },
   )
-  const none = await m.call('forward', { embeds: embeds.detach() }, {}, { grad: false })
+  const none = await m.call('forward', { embeds: embeds.detach(), keep: need(x, 'keep') }, {}, { grad: false })
   const out: Tensors = { ...full, no_image_hidden: need(none, 'last_hidden') }
 
   // A left-padded prompt, then one position at a time. The stored mask covers the prompt; its last row serves later ones.
