@@ -123,7 +123,7 @@ async function llama(m: Module, x: Tensors, config: Json): Promise<Tensors> {
     const past = Object.fromEntries(
       Object.entries(state).flatMap(([name, t]) => (/^(key|value)\./.test(name) ? [[`past_${name}`, t]] : [])),
     )
-    const position = ops.addScalar(ops.cast(ops.sum(ops.cast(keep, 'f32'), [1], true), 'i64'), -1)
+    const position = ops.cast(ops.addScalar(ops.sum(ops.cast(keep, 'f32'), [1], true), -1), 'i64')
     state = await m.call(
       'forward',
       {
