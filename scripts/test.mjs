@@ -101,6 +101,7 @@ for (const f of files)
   }
 if (files.length === 0) step('lint', ...node('scripts/lint.mjs'))
 step('native build', ...node('scripts/native.mjs'))
+if (files.length === 0) step('kernels', ...node('scripts/check-kernels.mjs'))
 prune('dist', 'lib')
 prune('.test-build', 'test')
 step('types', ...tsc('tsconfig.json'))
