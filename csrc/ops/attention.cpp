@@ -88,7 +88,7 @@ static Tensor schedule(AttentionProblem& p, bool backward) {
 
   int64_t row = round_up(p.dim, 16), tile = kAttentionKeys * kAttentionPanel;
   if (backward) {
-    p.scratch_stride = 4 * p.chunk * row + kAttentionPanel * (3 * row + 2 * p.dim + 3) + 2 * tile + 2 * row;
+    p.scratch_stride = 4 * p.chunk * row + kAttentionPanel * (3 * row + 2 * p.dim + 4) + 2 * tile + 2 * row;
   } else {
     p.scratch_stride = p.chunk * (p.dim + row + 2) + 2 * kAttentionKeys * row + tile + 2 * kAttentionPanel;
   }
@@ -99,7 +99,7 @@ static Tensor schedule(AttentionProblem& p, bool backward) {
 }
 
 struct Saved {
-  Tensor q, k, v, y, lse, plan;
+  Tensor q, k, v, y, norms, plan;
   AttentionProblem problem;
 };
 
@@ -115,7 +115,7 @@ static Tensors attention_backward(const Tensor& dy, const Saved& s, Needs needs)
   attention_backward_kernel(dy.device(), {.p = p,
                                           .dy = dy.raw(),
                                           .y = s.y.raw(),
-                                          .lse = s.lse.data<float>(),
+                                          .norms = s.norms.data<float>(),
                                           .dq_sum = dq ? dq_sum.data<float>() : nullptr,
                                           .dq = dq ? dq.raw() : nullptr,
                                           .q_batches = s.q.size(0),
@@ -142,13 +142,13 @@ Tensor attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in, con
 
   Tensor y = Tensor::empty({p.batches, p.tq, p.heads, p.dim}, p.dtype);
   bool tracked = any_tracked({q, k, v});
-  Tensor lse = tracked ? Tensor::empty({p.batches, p.heads, p.tq}) : Tensor();
+  Tensor norms = tracked ? Tensor::empty({p.batches, p.heads, p.tq, 2}) : Tensor();
   if (y.numel() > 0) {
     Tensor scratch = schedule(p, false);
-    attention_kernel(q.device(), {.p = p, .y = y.raw(), .lse = tracked ? lse.data<float>() : nullptr});
+    attention_kernel(q.device(), {.p = p, .y = y.raw(), .norms = tracked ? norms.data<float>() : nullptr});
   }
   // The result is saved detached: it must not own the graph that owns it.
-  Saved saved{q, k, v, y.detach(), lse, plan, p};
+  Saved saved{q, k, v, y.detach(), norms, plan, p};
   return record("attention", y, {q, k, v},
                 [saved](const Tensor& dy, Needs needs) { return attention_backward(dy, saved, needs); });
 }

@@ -30,15 +30,17 @@ struct AttentionProblem {
 
 struct AttentionArgs {
   AttentionProblem p;
-  void* y;     // [B, Tq, H, D]
-  float* lse;  // [B, H, Tq] logarithm of the sum of exp(scores); null where no gradient is wanted
+  void* y;  // [B, Tq, H, D]
+  // [B, H, Tq, 2]: the largest score of a query and 1 / sum of exp(score - largest); null where no gradient is wanted. Kept
+  // apart, as the logarithm of the sum would cost the probabilities a common rounding error.
+  float* norms;
 };
 extern Kernel<AttentionArgs> attention_kernel;
 
 struct AttentionBackwardArgs {
   AttentionProblem p;
   const void *dy, *y;  // [B, Tq, H, D]
-  const float* lse;
+  const float* norms;
   float* dq_sum;  // f32 [B, Tq, H, D], null where dq is not needed
   void* dq;       // [Bq, Tq, H, D]: the sums over the batch where q was broadcast, rounded; may be dq_sum itself
   int64_t q_batches;

@@ -61,10 +61,15 @@ export async function check(
     if (first)
       for (const [name, want] of Object.entries(stored.grads)) {
         const got = program.gradient?.(name)
-        results.push(got ? compare(prefix + name, got, want, program.gradientRule, dtype) : absent(prefix + name, true))
+        results.push(compareGradient(prefix + name, got ?? null, want, program.gradientRule, dtype))
       }
   }
   return results
+}
+
+/** No gradient at all is a gradient of zeros: of parameters that are stored and take no part. */
+export function compareGradient(name: string, got: Tensor | null, want: Tensor, rule: Rule, dtype: ComputeType): Comparison {
+  return compare(name, got ?? new Float32Array(want.size), want, rule, dtype)
 }
 
 export function absent(name: string, gradient: boolean): Comparison {

@@ -104,7 +104,11 @@ static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t 
     float inverse = seen[i] ? 1.0f / sum : 1.0f;
 #pragma omp simd
     for (int64_t d = 0; d < dim; d++) store(y + d, o[d] * inverse);
-    if (a.lse) a.lse[(b * p.heads + h) * p.tq + i] = seen[i] ? top[i - first] + __builtin_logf(sum) : 0.0f;
+    if (a.norms) {
+      float* norm = a.norms + 2 * ((b * p.heads + h) * p.tq + i);
+      norm[0] = seen[i] ? top[i - first] : 0.0f;
+      norm[1] = seen[i] ? inverse : 0.0f;
+    }
   }
 }
 

@@ -10,26 +10,38 @@ struct Part {
 };
 
 // From the scores s = scale * k.q and ds = v.dy, both [keys, panel]: s becomes the probabilities, ds the gradient of k.q.
-template <int64_t C, bool MASKED>
-static void probabilities(float* s, float* ds, int64_t keys, const int32_t* limit, const float* lse, const float* delta,
-                          float scale) {
+// WHOLE: these are all the keys a query sees, so delta is worked out here from the very numbers it is taken from, which
+// keeps gradients that are zero in exact arithmetic (of key biases) at the level of rounding.
+template <int64_t C, bool MASKED, bool WHOLE>
+static void probabilities(float* s, float* ds, int64_t keys, const int32_t* limit, const float* top,
+                          const float* inverse, const float* delta, float scale) {
+  float sum[C];
+#pragma omp simd
+  for (int64_t c = 0; c < C; c++) sum[c] = WHOLE ? 0.0f : delta[c];
   for (int64_t j = 0; j < keys; j++) {
     float *sr = s + j * kPanel, *dr = ds + j * kPanel;
 #pragma omp simd
     for (int64_t c = 0; c < C; c++) {
-      float e = exp(sr[c] - lse[c]), g = e * (dr[c] - delta[c]) * scale;
-      sr[c] = !MASKED || int32_t(j) < limit[c] ? e : 0.0f;
-      dr[c] = !MASKED || int32_t(j) < limit[c] ? g : 0.0f;
+      float e = exp(sr[c] - top[c]) * inverse[c];
+      e = !MASKED || int32_t(j) < limit[c] ? e : 0.0f;
+      sr[c] = e;
+      if (WHOLE) sum[c] += e * dr[c];
     }
+  }
+  for (int64_t j = 0; j < keys; j++) {
+    float *sr = s + j * kPanel, *dr = ds + j * kPanel;
+#pragma omp simd
+    for (int64_t c = 0; c < C; c++) dr[c] = sr[c] * (dr[c] - sum[c]) * scale;
   }
 }
 
-template <bool MASKED>
+template <bool MASKED, bool WHOLE>
 static void probability_panel(float* s, float* ds, int64_t queries, int64_t keys, const int32_t* limit,
-                              const float* lse, const float* delta, float scale) {
-  if (whole_lanes(queries) == kPanel) return probabilities<kPanel, MASKED>(s, ds, keys, limit, lse, delta, scale);
+                              const float* top, const float* inverse, const float* delta, float scale) {
+  if (whole_lanes(queries) == kPanel)
+    return probabilities<kPanel, MASKED, WHOLE>(s, ds, keys, limit, top, inverse, delta, scale);
   for (int64_t c = 0; c < queries; c += kLanes)
-    probabilities<kLanes, MASKED>(s + c, ds + c, keys, limit + c, lse + c, delta + c, scale);
+    probabilities<kLanes, MASKED, WHOLE>(s + c, ds + c, keys, limit + c, top + c, inverse + c, delta + c, scale);
 }
 
 template <class T>
@@ -77,7 +89,7 @@ static void backward_part(const AttentionBackwardArgs& a, const Part& w, float* 
   float *q = dv + p.chunk * ld, *dy = q + kPanel * ld, *dq = dy + kPanel * ld, *qt = dq + kPanel * ld,
         *dyt = qt + dim * kPanel;
   float *s = dyt + dim * kPanel, *ds = s + kKeys * kPanel, *all = ds + kKeys * kPanel, *none = all + ld;
-  float *lse = none + ld, *delta = lse + kPanel;
+  float *top = none + ld, *inverse = top + kPanel, *delta = inverse + kPanel;
   int32_t* limit = (int32_t*)(delta + kPanel);
   bool want_q = w.queries, want_k = w.keys && a.dk, want_v = w.keys && a.dv;
 
@@ -85,7 +97,7 @@ static void backward_part(const AttentionBackwardArgs& a, const Part& w, float* 
   pack_keys<T>(p.v, b, w.kv_head, order, w.t0, w.t1, dim, v);
   for (int64_t d = 0; d < ld; d++) all[d] = none[d] = 0;
   for (int64_t i = 0; i < (w.t1 - w.t0) * ld; i++) dk[i] = dv[i] = 0;
-  for (int64_t c = 0; c < kPanel; c++) lse[c] = delta[c] = 0;
+  for (int64_t c = 0; c < kPanel; c++) top[c] = inverse[c] = delta[c] = 0;
 
   for (int64_t h = w.h0; h < w.h1; h++)
     for (int64_t i = w.q0; i < w.q1; i += kPanel) {
@@ -101,11 +113,13 @@ static void backward_part(const AttentionBackwardArgs& a, const Part& w, float* 
           for (int64_t d = 0; d < ld; d++) dq[r * ld + d] = 0;
         else if (want_q) pack_row(a.dq_sum + at + r * step, dim, dq + r * ld);
       }
+      bool whole = seen[i + n - 1] <= kKeys;
       if (end > w.t0) {
         for (int64_t r = 0; r < n; r++) {
           pack_row(row_of<T>(p.q, b, i + r, h), dim, q + r * ld);
-          delta[r] = dot(dy + r * ld, (const T*)a.y + at + r * step, dim);
-          lse[r] = a.lse[(b * p.heads + h) * p.tq + i + r];
+          delta[r] = whole ? 0.0f : dot(dy + r * ld, (const T*)a.y + at + r * step, dim);
+          const float* norm = a.norms + 2 * ((b * p.heads + h) * p.tq + i + r);
+          top[r] = norm[0], inverse[r] = norm[1];
         }
         transpose_panel(q, n, dim, p.scale, qt);
         transpose_panel(dy, n, dim, 1.0f, dyt);
@@ -114,12 +128,12 @@ static void backward_part(const AttentionBackwardArgs& a, const Part& w, float* 
         int64_t count = min(kKeys, end - t), from = (t - w.t0) * ld;
         product<false>(k + from, ld, qt, kPanel, count, whole_lanes(n), dim, s, kPanel, Start::zero);
         product<false>(v + from, ld, dyt, kPanel, count, whole_lanes(n), dim, ds, kPanel, Start::zero);
-        if (t + count > seen[i]) {
+        bool masked = t + count > seen[i];
+        if (masked)
           for (int64_t r = 0; r < kPanel; r++) limit[r] = r < n ? int32_t(seen[i + r] - t) : 0;
-          probability_panel<true>(s, ds, n, count, limit, lse, delta, p.scale);
-        } else {
-          probability_panel<false>(s, ds, n, count, limit, lse, delta, p.scale);
-        }
+        auto panel = masked ? (whole ? probability_panel<true, true> : probability_panel<true, false>)
+                            : (whole ? probability_panel<false, true> : probability_panel<false, false>);
+        panel(s, ds, n, count, limit, top, inverse, delta, p.scale);
         if (want_v) product<false>(s, kPanel, dy, ld, count, whole_lanes(dim), n, dv + from, ld, Start::add);
         if (want_k) product<false>(ds, kPanel, q, ld, count, whole_lanes(dim), n, dk + from, ld, Start::add);
         if (want_q) product<true>(ds, kPanel, k + from, ld, n, whole_lanes(dim), count, dq, ld, Start::add);

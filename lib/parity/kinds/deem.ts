@@ -11,7 +11,7 @@ import { cosineWithWarmup } from '../../train/schedule.js'
 import { trainStep } from '../../train/step.js'
 import { type Case, type Json, loadCase, nchw, need, nhwc, type Tensors } from '../case.js'
 import { type Comparison, compare, type Rule } from '../compare.js'
-import { absent, type Timing } from '../program.js'
+import { absent, compareGradient, type Timing } from '../program.js'
 
 /** Stored tensors in the engine's layout: images and latents channels last. */
 function batchOf(inputs: Tensors, draws: Tensors = inputs): Tensors {
@@ -27,7 +27,8 @@ function batchOf(inputs: Tensors, draws: Tensors = inputs): Tensors {
 }
 
 async function build(config: Json, weights: string): Promise<Module> {
-  const { note: _, ...model } = config
+  // Keys that describe how the case was made, not the model.
+  const { note: _note, dropout: _dropout, drop_path: _path, ...model } = config
   const m = await Module.create('deem', model)
   await m.load(weights)
   return m
@@ -82,7 +83,7 @@ export async function runDeem(c: Case, repeat: number, timing: Timing): Promise<
   await variant('', batch, {}, true)
   for (const [name, want] of Object.entries(c.grads)) {
     const got = m.gradient(name)
-    results.push(got ? compare(name, got, want, 'module-gradient', c.dtype) : absent(name, true))
+    results.push(compareGradient(name, got, want, 'module-gradient', c.dtype))
   }
   if (c.outputs['grad_norm']) {
     seen.add('grad_norm')
@@ -132,7 +133,7 @@ async function time(m: Module, batch: Tensors, repeat: number, timing: Timing): 
 }
 
 function l2(g: Tensor | null): number {
-  return g ? ops.norm(g) : Number.NaN
+  return g ? ops.norm(g) : 0
 }
 
 /** Names of the trained parameters in the order of the stored norms: kept beside the optimizer case. */
