@@ -44,9 +44,10 @@ struct DeformAttnBackwardArgs {
 };
 extern Kernel<DeformAttnBackwardArgs> ms_deform_attn_backward_kernel;
 
-// Floats of a slot: corner lists of `points` samples, `images` copies of a head's rows (two in the backward pass).
-DEEM_INLINE int64_t deform_slot_size(int64_t samples, int64_t dim, int64_t packed_floats, bool backward) {
-  return (samples * (backward ? 28 : 8) + 2 * dim + packed_floats * (backward ? 2 : 1) + 63) / 16 * 16;
+// Floats of a slot: the samples of one image, their corners or gradients, sums, and `packed` of a head's values (twice in
+// the backward pass).
+DEEM_INLINE int64_t deform_slot_size(int64_t samples, int64_t dim, int64_t packed, bool backward) {
+  return (samples * 12 + 2 * dim + packed * (backward ? 2 : 1) + 63) / 16 * 16;
 }
 
 // Checks level shapes against the count of rows, throws ShapeError naming `op`.

@@ -18,48 +18,63 @@ struct SlotMemory {
   }
 };
 
-struct Corners {
-  int32_t* row;
-  float* weight;  // forward: bilinear weight times the sample's own
-  // backward only
-  float *bare, *dx, *dy;  // the bilinear weight and its derivatives
-  int32_t* point;         // the sample a corner belongs to
+// Samples of one image at pixels (x, y): the cell each lies in, found by locate().
+struct Samples {
+  float *x, *y;      // in: coordinates; out: the fractions inside the cell
+  int32_t* row;      // of the cell's upper left corner; meaningless where that corner is outside
+  int32_t* corners;  // which corners lie inside: bit 0 upper left, 1 upper right, 2 lower left, 3 lower right
 
-  DEEM_INLINE Corners(SlotMemory& m, int64_t samples, bool backward)
-      : row(m.take<int32_t>(4 * samples)),
-        weight(m.take<float>(4 * samples)),
-        bare(nullptr),
-        dx(nullptr),
-        dy(nullptr),
-        point(nullptr) {
-    if (!backward) return;
-    bare = m.take<float>(4 * samples);
-    dx = m.take<float>(4 * samples);
-    dy = m.take<float>(4 * samples);
-    point = m.take<int32_t>(4 * samples);
-  }
+  DEEM_INLINE Samples(SlotMemory& m, int64_t n)
+      : x(m.take<float>(n)), y(m.take<float>(n)), row(m.take<int32_t>(n)), corners(m.take<int32_t>(n)) {}
 };
 
-// Appends the corners of sample `point` at (x, y) to the n in the list; returns the new count. NaN and far coordinates
-// fail the test, so the conversions to integers are safe. On the last pixel's centre the cell is the one to its right.
-template <bool backward>
-DEEM_INLINE int64_t add_corners(const Corners& c, int64_t n, float x, float y, const DeformLevel& level, float weight,
-                                int32_t point) {
-  if (!(x >= -1.0f && x < float(level.width) && y >= -1.0f && y < float(level.height))) return n;
-  float left = std::floor(x), top = std::floor(y), fx = x - left, fy = y - top;
-  int32_t column = int32_t(left), line = int32_t(top), row = level.start + line * level.width + column;
-  for (int k = 0; k < 4; k++) {
-    int right = k & 1, below = k >> 1;
-    float wx = right ? fx : 1.0f - fx, wy = below ? fy : 1.0f - fy;
-    c.row[n] = row + right + below * level.width;
-    c.weight[n] = wx * wy * weight;
-    if (backward) {
-      c.bare[n] = wx * wy;
-      c.dx[n] = right ? wy : -wy;
-      c.dy[n] = below ? wx : -wx;
-      c.point[n] = point;
-    }
-    n += (uint32_t(column + right) < uint32_t(level.width)) & (uint32_t(line + below) < uint32_t(level.height));
+// Samples [begin, end) lie in `level`. NaN and far coordinates fail the test, so the conversions to integers are safe.
+DEEM_INLINE void locate(const Samples& s, int64_t begin, int64_t end, const DeformLevel& level) {
+  const int32_t width = level.width, height = level.height, start = level.start;
+#pragma omp simd
+  for (int64_t i = begin; i < end; i++) {
+    float x = s.x[i], y = s.y[i];
+    bool inside = (x >= -1.0f) & (x < float(width)) & (y >= -1.0f) & (y < float(height));
+    x = inside ? x : 0.0f;
+    y = inside ? y : 0.0f;
+    float left = std::floor(x), top = std::floor(y);
+    int32_t column = int32_t(left), line = int32_t(top);
+    int32_t columns = (column >= 0 ? 5 : 0) | (column + 1 < width ? 10 : 0);
+    int32_t lines = (line >= 0 ? 3 : 0) | (line + 1 < height ? 12 : 0);
+    s.x[i] = x - left;
+    s.y[i] = y - top;
+    s.row[i] = start + line * width + column;
+    s.corners[i] = inside ? columns & lines : 0;
+  }
+}
+
+// Rows to add up: every corner inside, with its bilinear weight times the sample's own.
+struct Corners {
+  int32_t* row;
+  float* weight;
+
+  DEEM_INLINE Corners(SlotMemory& m, int64_t samples)
+      : row(m.take<int32_t>(4 * samples)), weight(m.take<float>(4 * samples)) {}
+};
+
+// Appends the corners of samples [begin, end) to the n in the list; returns the new count.
+DEEM_INLINE int64_t list_corners(const Corners& c, int64_t n, const Samples& s, int64_t begin, int64_t end,
+                                 const float* weight, int32_t width) {
+  for (int64_t i = begin; i < end; i++) {
+    float fx = s.x[i], fy = s.y[i], upper = weight[i] * (1.0f - fy), lower = weight[i] * fy;
+    int32_t row = s.row[i], inside = s.corners[i];
+    c.row[n] = row;
+    c.weight[n] = upper * (1.0f - fx);
+    n += inside & 1;
+    c.row[n] = row + 1;
+    c.weight[n] = upper * fx;
+    n += inside >> 1 & 1;
+    c.row[n] = row + width;
+    c.weight[n] = lower * (1.0f - fx);
+    n += inside >> 2 & 1;
+    c.row[n] = row + width + 1;
+    c.weight[n] = lower * fx;
+    n += inside >> 3 & 1;
   }
   return n;
 }
@@ -69,7 +84,7 @@ DEEM_INLINE int64_t add_corners(const Corners& c, int64_t n, float x, float y, c
 template <int W, class T>
 static void gather_columns(const T* value, int64_t stride, const int32_t* row, const float* weight, int64_t n,
                            float* y) {
-  constexpr int kSums = W > 16 ? 1 : 4;
+  constexpr int kSums = W > 16 ? 2 : 4;
   float sum[kSums][W] = {};
   int64_t i = 0;
   for (; i + kSums <= n; i += kSums)
@@ -92,54 +107,91 @@ static void gather_columns(const T* value, int64_t stride, const int32_t* row, c
 template <class T>
 DEEM_INLINE void gather_rows(const T* value, int64_t stride, const Corners& k, int64_t n, float* y, int64_t dim) {
   int64_t c = 0;
-  for (; c + 64 <= dim; c += 64) gather_columns<64>(value + c, stride, k.row, k.weight, n, y + c);
-  for (; c + 16 <= dim; c += 16) gather_columns<16>(value + c, stride, k.row, k.weight, n, y + c);
+  for (; c + 32 <= dim; c += 32) gather_columns<32>(value + c, stride, k.row, k.weight, n, y + c);
+  if (c + 16 <= dim) gather_columns<16>(value + c, stride, k.row, k.weight, n, y + c), c += 16;
   if (c + 8 <= dim) gather_columns<8>(value + c, stride, k.row, k.weight, n, y + c), c += 8;
   if (c + 4 <= dim) gather_columns<4>(value + c, stride, k.row, k.weight, n, y + c), c += 4;
   if (c + 2 <= dim) gather_columns<2>(value + c, stride, k.row, k.weight, n, y + c), c += 2;
   if (c < dim) gather_columns<1>(value + c, stride, k.row, k.weight, n, y + c);
 }
 
-// The gradients through the corners of a list: dvalue[row] += weight * dy; for the corner's sample, d_weight, d_x and
-// d_y gain bare, dx and dy times <value[row], dy>. Rows are `dim` wide and packed; D is dim, or 0 for any.
+// Lanes of partial sums. Vector types, because a reduction over a short loop would add the lanes one after the other.
+template <int n>
+struct Lanes {
+  typedef float type __attribute__((vector_size(n * sizeof(float)), aligned(sizeof(float)), may_alias));
+};
+using F4 = Lanes<4>::type;
+using F8 = Lanes<8>::type;
+using F16 = Lanes<16>::type;
+
+#define DEEM_LOAD(type, p) (*(const type*)(p))
+DEEM_INLINE float add_lanes(const F4& v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+DEEM_INLINE float add_lanes(const F8& v) {
+  return add_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+DEEM_INLINE float add_lanes(const F16& v) {
+  return add_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+
+// D is n, or 0 for any.
 template <int D>
-static void scatter_corners(const Corners& k, int64_t n, const float* value, float* dvalue, const float* dy,
-                            int64_t dim, float* d_weight, float* d_x, float* d_y) {
-  const int64_t width = D ? D : dim;
-  for (int64_t i = 0; i < n; i++) {
-    const float* v = value + k.row[i] * width;
+DEEM_INLINE float dot_product(const float* a, const float* b, int64_t n) {
+  if constexpr (D == 4) {
+    return add_lanes(DEEM_LOAD(F4, a) * DEEM_LOAD(F4, b));
+  } else if constexpr (D == 8) {
+    return add_lanes(DEEM_LOAD(F8, a) * DEEM_LOAD(F8, b));
+  } else if constexpr (D != 0 && D % 16 == 0) {
+    F16 sum = DEEM_LOAD(F16, a) * DEEM_LOAD(F16, b);
+    for (int c = 16; c < D; c += 16) sum += DEEM_LOAD(F16, a + c) * DEEM_LOAD(F16, b + c);
+    return add_lanes(sum);
+  } else {
     float dot = 0;
 #pragma omp simd reduction(+ : dot)
-    for (int64_t c = 0; c < width; c++) dot += v[c] * dy[c];
-    int32_t p = k.point[i];
-    d_weight[p] += k.bare[i] * dot;
-    d_x[p] += k.dx[i] * dot;
-    d_y[p] += k.dy[i] * dot;
-    if (!dvalue) continue;
-    float *dv = dvalue + k.row[i] * width, w = k.weight[i];
-#pragma omp simd
-    for (int64_t c = 0; c < width; c++) dv[c] += w * dy[c];
+    for (int64_t i = 0; i < n; i++) dot += a[i] * b[i];
+    return dot;
   }
 }
 
-using ScatterCorners = void (*)(const Corners&, int64_t, const float*, float*, const float*, int64_t, float*, float*,
-                                float*);
-DEEM_INLINE ScatterCorners scatter_for(int64_t dim) {
+// The gradients through samples [begin, end) of a level: dvalue[corner] += weight * bilinear weight * dy, and d_weight, d_x,
+// d_y: the sample's <value, dy> and its derivatives by the coordinates. Rows are `dim` wide and packed; D is dim, or 0 for
+// any. On a pixel's centre the cell, and so the derivative, is that to its right and below.
+template <int D>
+static void scatter_samples(const Samples& s, int64_t begin, int64_t end, const float* weight, int32_t level_width,
+                            const float* value, float* dvalue, const float* dy, int64_t dim, float* d_weight,
+                            float* d_x, float* d_y) {
+  const int64_t width = D ? D : dim;
+  for (int64_t i = begin; i < end; i++) {
+    const int32_t inside = s.corners[i];
+    const float fx = s.x[i], fy = s.y[i], wx[2] = {1.0f - fx, fx}, wy[2] = {1.0f - fy, fy};
+    float dots[4] = {};
+    for (int k = 0; k < 4; k++) {
+      if (!(inside >> k & 1)) continue;
+      const int64_t at = (s.row[i] + (k & 1) + (k >> 1) * int64_t(level_width)) * width;
+      const float* v = value + at;
+      dots[k] = dot_product<D>(v, dy, width);
+      if (!dvalue) continue;
+      float *dv = dvalue + at, w = wx[k & 1] * wy[k >> 1] * weight[i];
+#pragma omp simd
+      for (int64_t c = 0; c < width; c++) dv[c] += w * dy[c];
+    }
+    float upper = wx[0] * dots[0] + wx[1] * dots[1], lower = wx[0] * dots[2] + wx[1] * dots[3];
+    d_weight[i] = wy[0] * upper + wy[1] * lower;
+    d_x[i] = wy[0] * (dots[1] - dots[0]) + wy[1] * (dots[3] - dots[2]);
+    d_y[i] = lower - upper;
+  }
+}
+
+using ScatterSamples = void (*)(const Samples&, int64_t, int64_t, const float*, int32_t, const float*, float*,
+                                const float*, int64_t, float*, float*, float*);
+DEEM_INLINE ScatterSamples scatter_for(int64_t dim) {
   switch (dim) {
-    case 2:
-      return scatter_corners<2>;
-    case 4:
-      return scatter_corners<4>;
-    case 8:
-      return scatter_corners<8>;
-    case 16:
-      return scatter_corners<16>;
-    case 32:
-      return scatter_corners<32>;
-    case 64:
-      return scatter_corners<64>;
-    default:
-      return scatter_corners<0>;
+    case 2: return scatter_samples<2>;
+    case 4: return scatter_samples<4>;
+    case 8: return scatter_samples<8>;
+    case 16: return scatter_samples<16>;
+    case 32: return scatter_samples<32>;
+    case 64: return scatter_samples<64>;
+    default: return scatter_samples<0>;
   }
 }
 

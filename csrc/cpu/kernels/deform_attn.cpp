@@ -4,27 +4,28 @@
 
 namespace deem::DEEM_ISA {
 
-template <bool backward, class Args>
-DEEM_INLINE int64_t list_corners(const Args& a, const Corners& c, int64_t sample) {
-  const float *location = a.locations + sample * a.n_levels * a.points * 2,
-              *weight = a.weights + sample * a.n_levels * a.points;
-  int64_t n = 0;
-  int32_t point = 0;
-  for (int64_t l = 0; l < a.n_levels; l++)
-    for (int64_t p = 0; p < a.points; p++, point++) {
-      float x = location[2 * point] * float(a.levels[l].width) - 0.5f;
-      float y = location[2 * point + 1] * float(a.levels[l].height) - 0.5f;
-      n = add_corners<backward>(c, n, x, y, a.levels[l], weight[point], point);
+template <class Args>
+DEEM_INLINE void locate_samples(const Args& a, const Samples& s, const float* locations) {
+  for (int64_t l = 0; l < a.n_levels; l++) {
+    const DeformLevel& level = a.levels[l];
+    int64_t begin = l * a.points, end = begin + a.points;
+    for (int64_t i = begin; i < end; i++) {
+      s.x[i] = locations[2 * i] * float(level.width) - 0.5f;
+      s.y[i] = locations[2 * i + 1] * float(level.height) - 0.5f;
     }
-  return n;
+    locate(s, begin, end, level);
+  }
 }
 
 // Queries [begin, end) of one head; value points at the head's first row.
 template <class T, class V>
-static void attend(const DeformAttnArgs& a, const V* value, int64_t stride, const Corners& c, float* sum, int64_t b,
-                   int64_t h, int64_t begin, int64_t end) {
+static void attend(const DeformAttnArgs& a, const V* value, int64_t stride, const Samples& s, const Corners& c,
+                   float* sum, int64_t b, int64_t h, int64_t begin, int64_t end) {
   for (int64_t q = begin; q < end; q++) {
-    int64_t sample = (b * a.q + q) * a.heads + h, n = list_corners<false>(a, c, sample);
+    int64_t sample = (b * a.q + q) * a.heads + h, samples = a.n_levels * a.points, n = 0;
+    locate_samples(a, s, a.locations + sample * samples * 2);
+    for (int64_t l = 0; l < a.n_levels; l++)
+      n = list_corners(c, n, s, l * a.points, (l + 1) * a.points, a.weights + sample * samples, a.levels[l].width);
     for (int64_t i = 0; i < a.dim; i++) sum[i] = 0;
     gather_rows(value, stride, c, n, sum, a.dim);
     T* y = (T*)a.y + sample * a.dim;
@@ -43,7 +44,8 @@ static void forward_typed(const DeformAttnArgs& a) {
   parallel_for(slots, pairs * a.q * head_work / slots + 1, [&](int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; slot++) {
       SlotMemory m{a.scratch.data + slot * a.scratch.slot_size};
-      Corners c(m, a.n_levels * a.points, false);
+      Samples s(m, a.n_levels * a.points);
+      Corners c(m, a.n_levels * a.points);
       float *sum = m.take<float>(a.dim), *rows = m.take<float>(0);
       int64_t packed_pair = -1;
       for (int64_t i = pairs * parts * slot / slots; i < pairs * parts * (slot + 1) / slots; i++) {
@@ -52,12 +54,12 @@ static void forward_typed(const DeformAttnArgs& a) {
         int64_t b = pair / a.heads, h = pair % a.heads, begin = a.q * part / parts, end = a.q * (part + 1) / parts;
         const T* value = (const T*)a.value + (b * a.rows * a.heads + h) * a.dim;
         if (!a.packed) {
-          attend<T>(a, value, stride, c, sum, b, h, begin, end);
+          attend<T>(a, value, stride, s, c, sum, b, h, begin, end);
           continue;
         }
         if (pair != packed_pair) pack_rows(value, stride, a.rows, a.dim, rows);
         packed_pair = pair;
-        attend<T>(a, (const float*)rows, a.dim, c, sum, b, h, begin, end);
+        attend<T>(a, (const float*)rows, a.dim, s, c, sum, b, h, begin, end);
       }
     }
   });
@@ -67,21 +69,23 @@ static void forward_typed(const DeformAttnArgs& a) {
 template <class T>
 static void backward_head(const DeformAttnBackwardArgs& a, SlotMemory m, int64_t b, int64_t h) {
   int64_t samples = a.n_levels * a.points, stride = a.heads * a.dim, offset = (b * a.rows * a.heads + h) * a.dim;
-  Corners c(m, samples, true);
+  Samples s(m, samples);
   float *d_weight = m.take<float>(samples), *d_x = m.take<float>(samples), *d_y = m.take<float>(samples);
   float* dy = m.take<float>(a.dim);
   float *value = m.take<float>(a.rows * a.dim), *dvalue = a.dvalue ? m.take<float>(a.rows * a.dim) : nullptr;
-  ScatterCorners scatter = scatter_for(a.dim);
+  ScatterSamples scatter = scatter_for(a.dim);
   pack_rows((const T*)a.value + offset, stride, a.rows, a.dim, value);
   if (dvalue)
     for (int64_t i = 0; i < a.rows * a.dim; i++) dvalue[i] = 0;
   for (int64_t q = 0; q < a.q; q++) {
-    int64_t sample = (b * a.q + q) * a.heads + h, n = list_corners<true>(a, c, sample);
+    int64_t sample = (b * a.q + q) * a.heads + h;
     const T* dy_in = (const T*)a.dy + sample * a.dim;
     for (int64_t i = 0; i < a.dim; i++) dy[i] = load(dy_in + i);
-    for (int64_t i = 0; i < samples; i++) d_weight[i] = d_x[i] = d_y[i] = 0;
-    scatter(c, n, value, dvalue, dy, a.dim, d_weight, d_x, d_y);
     const float* weight = a.weights + sample * samples;
+    locate_samples(a, s, a.locations + sample * samples * 2);
+    for (int64_t l = 0; l < a.n_levels; l++)
+      scatter(s, l * a.points, (l + 1) * a.points, weight, a.levels[l].width, value, dvalue, dy, a.dim, d_weight, d_x,
+              d_y);
     if (a.dweights)
       for (int64_t i = 0; i < samples; i++) a.dweights[sample * samples + i] = d_weight[i];
     if (a.dlocations)

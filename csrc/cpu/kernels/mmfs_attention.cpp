@@ -67,22 +67,20 @@ static void softmax(const MmfsShape& s, Query& k) {
   for (int64_t j = 0; j < total; j++) k.prob[j] *= scale;
 }
 
-// The corners of all samples of the i-th image seen.
-template <bool backward>
-DEEM_INLINE int64_t image_corners(const MmfsShape& s, const Query& k, int64_t i, const Corners& c) {
-  const float *table = k.offset_table + k.relative[i] * s.heads * s.points * 2,
-              *prob = k.prob + i * s.n_levels * (s.points + 1);
-  int64_t n = 0;
+// The samples of the i-th image seen; ignore slots are left alone.
+DEEM_INLINE void locate_samples(const MmfsShape& s, const Query& k, int64_t i, const Samples& at) {
+  const float* table = k.offset_table + k.relative[i] * s.heads * s.points * 2;
   for (int64_t l = 0; l < s.n_levels; l++) {
     const DeformLevel& level = s.levels[l];
-    float x = k.x * float(level.width) - 0.5f, y = k.y * float(level.height) - 0.5f;
+    float x = k.x * float(level.width) - 0.5f, y = k.y * float(level.height) - 0.5f, scale = level.scale;
+    float *to_x = at.x + l * (s.points + 1), *to_y = at.y + l * (s.points + 1);
+#pragma omp simd
     for (int64_t p = 0; p < s.points; p++) {
-      auto j = int32_t(l * (s.points + 1) + p);
-      n = add_corners<backward>(c, n, x + (k.offsets[2 * p] + table[2 * p]) * level.scale,
-                                y + (k.offsets[2 * p + 1] + table[2 * p + 1]) * level.scale, level, prob[j], j);
+      to_x[p] = x + (k.offsets[2 * p] + table[2 * p]) * scale;
+      to_y[p] = y + (k.offsets[2 * p + 1] + table[2 * p + 1]) * scale;
     }
+    locate(at, l * (s.points + 1), l * (s.points + 1) + s.points, level);
   }
-  return n;
 }
 
 // Which images some query of batch row b sees: the others are neither read nor written.
@@ -96,8 +94,8 @@ DEEM_INLINE bool is_seen(const Args& a, int64_t b, int64_t n) {
 
 // Queries [begin, end) of one head; value points at the first row of the head in image 0.
 template <class T, class V>
-static void attend(const MmfsArgs& a, const V* value, int64_t stride, Query& k, const Corners& c, float* sum, int64_t b,
-                   int64_t h, int64_t begin, int64_t end) {
+static void attend(const MmfsArgs& a, const V* value, int64_t stride, Query& k, const Samples& at, const Corners& c,
+                   float* sum, int64_t b, int64_t h, int64_t begin, int64_t end) {
   const MmfsShape& s = a.shape;
   const float* ignore = a.ignore_token + h * s.dim;
   for (int64_t q = begin; q < end; q++) {
@@ -106,7 +104,11 @@ static void attend(const MmfsArgs& a, const V* value, int64_t stride, Query& k, 
 #pragma omp simd
     for (int64_t i = 0; i < s.dim; i++) sum[i] = k.ignored * ignore[i];
     for (int64_t i = 0; i < k.seen; i++) {
-      int64_t n = image_corners<false>(s, k, i, c);
+      locate_samples(s, k, i, at);
+      const float* prob = k.prob + i * s.n_levels * (s.points + 1);
+      int64_t n = 0;
+      for (int64_t l = 0, j = 0; l < s.n_levels; l++, j += s.points + 1)
+        n = list_corners(c, n, at, j, j + s.points, prob, s.levels[l].width);
       gather_rows(value + k.image[i] * s.rows * stride, stride, c, n, sum, s.dim);
     }
     T* y = (T*)a.y + ((b * s.q + q) * s.heads + h) * s.dim;
@@ -125,7 +127,8 @@ static void forward_typed(const MmfsArgs& a) {
                [&](int64_t first, int64_t last) {
                  for (int64_t slot = first; slot < last; slot++) {
                    SlotMemory m{a.scratch.data + slot * a.scratch.slot_size};
-                   Corners c(m, width, false);
+                   Samples at(m, width);
+                   Corners c(m, width);
                    Query k{};
                    k.image = m.take<int32_t>(s.images);
                    k.relative = m.take<int32_t>(s.images);
@@ -140,7 +143,7 @@ static void forward_typed(const MmfsArgs& a) {
                      int64_t h = pair / s.b, b = pair % s.b, begin = s.q * part / parts, end = s.q * (part + 1) / parts;
                      const T* value = (const T*)a.value + (b * s.images * s.rows * s.heads + h) * s.dim;
                      if (!a.packed) {
-                       attend<T>(a, value, stride, k, c, sum, b, h, begin, end);
+                       attend<T>(a, value, stride, k, at, c, sum, b, h, begin, end);
                        continue;
                      }
                      if (pair != packed_pair)
@@ -148,7 +151,7 @@ static void forward_typed(const MmfsArgs& a) {
                          if (is_seen(a, b, n))
                            pack_rows(value + n * s.rows * stride, stride, s.rows, s.dim, rows + n * s.rows * s.dim);
                      packed_pair = pair;
-                     attend<T>(a, (const float*)rows, s.dim, k, c, sum, b, h, begin, end);
+                     attend<T>(a, (const float*)rows, s.dim, k, at, c, sum, b, h, begin, end);
                    }
                  }
                });
@@ -156,16 +159,17 @@ static void forward_typed(const MmfsArgs& a) {
 
 // Buffers of one slot and pointers to what the head owns in the shared gradients.
 struct HeadGradients {
-  float* prob;            // [images, width], gradient of the probabilities
-  float *weight, *x, *y;  // [width]
+  float* prob;                 // [images, width], gradient of the probabilities
+  float *x, *y;                // [width], of the sampled values by the coordinates
+  float *offset_x, *offset_y;  // [points]
   float *dy, *value, *dvalue;
   float *offset_table, *logit_table, *ignore;  // parts of this batch row, at this head's columns
 };
 
 // dprob = <dy, sample>; dlogit = prob * (dprob - sum of prob * dprob), the sum over the ignore slots too;
 // doffset = prob * scale * (derivatives of the sample by pixels), dreference the same with the level's size.
-static void query_gradients(const MmfsBackwardArgs& a, const Query& k, const Corners& c, const HeadGradients& g,
-                            ScatterCorners scatter, int64_t b, int64_t q, int64_t h) {
+static void query_gradients(const MmfsBackwardArgs& a, const Query& k, const Samples& at, const HeadGradients& g,
+                            ScatterSamples scatter, int64_t b, int64_t q, int64_t h) {
   const MmfsShape& s = a.shape;
   int64_t width = s.n_levels * (s.points + 1), row = (b * s.q + q) * s.heads + h;
   float *doffsets = a.doffsets + row * s.points * 2, *dlogits = a.dlogits + row * width;
@@ -182,23 +186,34 @@ static void query_gradients(const MmfsBackwardArgs& a, const Query& k, const Cor
   for (int64_t i = 0; i < k.seen; i++) {
     const float* prob = k.prob + i * width;
     float* dprob = g.prob + i * width;
-    for (int64_t j = 0; j < width; j++) dprob[j] = g.x[j] = g.y[j] = 0;
-    int64_t n = image_corners<true>(s, k, i, c), first = k.image[i] * s.rows * s.dim;
-    scatter(c, n, g.value + first, g.dvalue ? g.dvalue + first : nullptr, g.dy, s.dim, dprob, g.x, g.y);
-    float* table = g.offset_table + k.relative[i] * s.heads * s.points * 2;
+    locate_samples(s, k, i, at);
+    int64_t first = k.image[i] * s.rows * s.dim;
+    for (int64_t p = 0; p < s.points; p++) g.offset_x[p] = g.offset_y[p] = 0;
     for (int64_t l = 0; l < s.n_levels; l++) {
       const DeformLevel& level = s.levels[l];
+      int64_t begin = l * (s.points + 1), end = begin + s.points;
+      scatter(at, begin, end, prob, level.width, g.value + first, g.dvalue ? g.dvalue + first : nullptr, g.dy, s.dim,
+              dprob, g.x, g.y);
+      dprob[end] = 0;
+      float x_sum = 0, y_sum = 0;
+#pragma omp simd reduction(+ : x_sum, y_sum, mean)
       for (int64_t p = 0; p < s.points; p++) {
-        int64_t j = l * (s.points + 1) + p;
-        float x = prob[j] * g.x[j], y = prob[j] * g.y[j];
-        mean += prob[j] * dprob[j];
-        reference_x += x * float(level.width);
-        reference_y += y * float(level.height);
-        doffsets[2 * p] += x * level.scale;
-        doffsets[2 * p + 1] += y * level.scale;
-        table[2 * p] += x * level.scale;
-        table[2 * p + 1] += y * level.scale;
+        float x = prob[begin + p] * g.x[begin + p], y = prob[begin + p] * g.y[begin + p];
+        mean += prob[begin + p] * dprob[begin + p];
+        x_sum += x;
+        y_sum += y;
+        g.offset_x[p] += x * level.scale;
+        g.offset_y[p] += y * level.scale;
       }
+      reference_x += x_sum * float(level.width);
+      reference_y += y_sum * float(level.height);
+    }
+    float* table = g.offset_table + k.relative[i] * s.heads * s.points * 2;
+    for (int64_t p = 0; p < s.points; p++) {
+      doffsets[2 * p] += g.offset_x[p];
+      doffsets[2 * p + 1] += g.offset_y[p];
+      table[2 * p] += g.offset_x[p];
+      table[2 * p + 1] += g.offset_y[p];
     }
   }
   for (int64_t i = 0; i < k.seen; i++) {
@@ -221,7 +236,7 @@ template <class T>
 static void backward_head(const MmfsBackwardArgs& a, SlotMemory m, int64_t b, int64_t h) {
   const MmfsShape& s = a.shape;
   int64_t width = s.n_levels * (s.points + 1), stride = s.heads * s.dim, size = s.rows * s.dim;
-  Corners c(m, width, true);
+  Samples at(m, width);
   Query k{};
   k.image = m.take<int32_t>(s.images);
   k.relative = m.take<int32_t>(s.images);
@@ -230,6 +245,8 @@ static void backward_head(const MmfsBackwardArgs& a, SlotMemory m, int64_t b, in
   g.prob = m.take<float>(s.images * width);
   g.x = m.take<float>(width);
   g.y = m.take<float>(width);
+  g.offset_x = m.take<float>(s.points);
+  g.offset_y = m.take<float>(s.points);
   g.dy = m.take<float>(s.dim);
   g.value = m.take<float>(s.images * size);
   g.dvalue = a.dvalue ? m.take<float>(s.images * size) : nullptr;
@@ -242,13 +259,13 @@ static void backward_head(const MmfsBackwardArgs& a, SlotMemory m, int64_t b, in
       pack_rows((const T*)a.value + offset + n * s.rows * stride, stride, s.rows, s.dim, g.value + n * size);
   if (g.dvalue)
     for (int64_t i = 0; i < s.images * size; i++) g.dvalue[i] = 0;
-  ScatterCorners scatter = scatter_for(s.dim);
+  ScatterSamples scatter = scatter_for(s.dim);
   for (int64_t q = 0; q < s.q; q++) {
     const T* dy = (const T*)a.dy + ((b * s.q + q) * s.heads + h) * s.dim;
     for (int64_t i = 0; i < s.dim; i++) g.dy[i] = load(dy + i);
     open_query(a, k, b, q, h);
     softmax(s, k);
-    query_gradients(a, k, c, g, scatter, b, q, h);
+    query_gradients(a, k, at, g, scatter, b, q, h);
   }
   if (g.dvalue) unpack_rows(g.dvalue, s.images * s.rows, s.dim, (T*)a.dvalue + offset, stride);
 }
