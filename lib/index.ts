@@ -32,3 +32,21 @@ export {
 } from './system.js'
 export type { CallOptions } from './task.js'
 export { backward, type DType, Tensor, type TypedArray, tensor } from './tensor.js'
+export * from './data/index.js'
+export { type Rate, wilson } from './eval/interval.js'
+export { f32, type HostTensor, hostTensor, i64 } from './host-tensor.js'
+export * from './image/index.js'
+export * from './report/index.js'
+export {
+  buildSequences,
+  type Cut,
+  type Document,
+  image,
+  labels,
+  type Part,
+  type SequenceInputs,
+  type SequenceOptions,
+  type Sequences,
+  text,
+} from './sequence.js'
+export * from './tokenizer/index.js'

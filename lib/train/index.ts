@@ -1,6 +1,6 @@
 export { AdamW, type AdamWOptions, type OptimizedParameter, type ParameterGroup } from './adamw.js'
 export { type CheckpointState, hasCheckpoint, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
-export { type History, type LoopOptions, trainLoop } from './loop.js'
+export { type History, type LoopOptions, type LoopResult, trainLoop } from './loop.js'
 export { publishedGroups } from './published.js'
 export { constant, cosineWithWarmup, type Schedule } from './schedule.js'
 export { type TrainStepOptions, trainStep } from './step.js'

@@ -26,24 +26,37 @@ export interface LoopOptions<B> {
   onStep?: (step: number, losses: Record<string, number>) => void
 }
 
+export interface LoopResult {
+  history: History
+  /** Spent in the loop, earlier runs that were resumed included. */
+  seconds: number
+}
+
 /** Runs the steps that are left and returns the curves of all of them. Stopped and resumed, it gives the same bits as in one go. */
-export async function trainLoop<B>(options: LoopOptions<B>): Promise<History> {
+export async function trainLoop<B>(options: LoopOptions<B>): Promise<LoopResult> {
   const { steps, models, optimizer, batch, train, release, checkpoint, checkpointEvery = 60, signal, onStep } = options
   let history: History = {}
   let step = 0
-  if (checkpoint && hasCheckpoint(checkpoint)) {
+  let earlier = 0
+  const resumed = checkpoint !== undefined && hasCheckpoint(checkpoint)
+  if (resumed) {
     const state = await loadCheckpoint(checkpoint, models, optimizer)
     step = Number(state['step'])
     history = state['history'] as History
+    earlier = Number(state['seconds'])
   }
+  const first = step
+  const begin = performance.now()
+  const seconds = () => earlier + (performance.now() - begin) / 1000
   const save = async () => {
-    if (checkpoint) await saveCheckpoint(checkpoint, models, optimizer, { step, history })
+    if (checkpoint) await saveCheckpoint(checkpoint, models, optimizer, { step, history, seconds: seconds() })
   }
   let saved = performance.now()
   let next = step < steps ? batch(step) : undefined
   while (step < steps && next !== undefined) {
     const now = next
     const running = train(now, step)
+    running.catch(() => undefined) // awaited below; should batch() throw first, this one is not lost unseen
     next = step + 1 < steps ? batch(step + 1) : undefined
     let losses: Record<string, number>
     try {
@@ -67,6 +80,6 @@ export async function trainLoop<B>(options: LoopOptions<B>): Promise<History> {
       saved = performance.now()
     }
   }
-  await save()
-  return history
+  if (step > first || !resumed) await save()
+  return { history, seconds: seconds() }
 }
