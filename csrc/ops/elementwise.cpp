@@ -11,7 +11,7 @@ constinit Kernel<BinaryArgs> binary_kernel{"binary"};
 constinit Kernel<WhereArgs> where_kernel{"where"};
 constinit Kernel<CastArgs> cast_kernel{"cast"};
 
-// ---- one input -----------------------------------------------------------------------------------------------------
+// ---- one input ----------------------------------------------------------------------------------------------------
 
 struct UnaryRow {
   const char* name;
@@ -60,8 +60,7 @@ Tensor clamp(const Tensor& x, double low, double high) {
   return unary(Unary::clamp, x, low, high);
 }
 
-// ---- two inputs
-// ------------------------------------------------------------------------------------------------------
+// ---- two inputs ---------------------------------------------------------------------------------------------------
 
 // The kernels want innermost strides of 0 or 1: broadcast views and rows pass as they are, anything else is copied.
 static Tensor usable_rows(const Tensor& x) {
@@ -137,23 +136,24 @@ void add_(const Tensor& sum, const Tensor& x_in) {
        sum.dtype()});
 }
 
-// ---- where, cast
-// -------------------------------------------------------------------------------------------------------
+// ---- where, cast --------------------------------------------------------------------------------------------------
 
 // da = mask ? dy : 0, db = mask ? 0 : dy
-Tensor where(const Tensor& mask_in, const Tensor& a, const Tensor& b) {
+Tensor where(const Tensor& mask_in, const Tensor& a_in, const Tensor& b_in) {
   check<DTypeError>(mask_in.dtype() == DType::u8, "[where] mask must be u8 but is ", mask_in.dtype());
-  check<DTypeError>(a.dtype() == b.dtype(), "[where] dtypes must be equal but are ", a.dtype(), " and ", b.dtype());
-  check<DeviceError>(a.device() == b.device() && a.device() == mask_in.device(),
+  check<DTypeError>(a_in.dtype() == b_in.dtype(), "[where] dtypes must be equal but are ", a_in.dtype(), " and ",
+                    b_in.dtype());
+  check<DeviceError>(a_in.device() == b_in.device() && a_in.device() == mask_in.device(),
                      "[where] tensors are on different devices");
-  Shape shape = broadcast_shapes("where", broadcast_shapes("where", mask_in.shape(), a.shape()), b.shape());
-  Tensor mask = mask_in.detach(), y = Tensor::empty(shape, a.dtype(), a.device());
+  Shape shape = broadcast_shapes("where", broadcast_shapes("where", mask_in.shape(), a_in.shape()), b_in.shape());
+  Tensor mask = usable_rows(mask_in.detach()), a = usable_rows(a_in.detach()), b = usable_rows(b_in.detach()),
+         y = Tensor::empty(shape, a.dtype(), a.device());
   auto strides = [&](const Tensor& t) { return broadcast_strides(t.shape(), t.strides(), shape); };
   if (y.numel() > 0)
     where_kernel(a.device(), {y.raw(), mask.data<uint8_t>(), a.raw(), b.raw(),
                               coalesce<4>(shape, {y.strides(), strides(mask), strides(a), strides(b)}),
                               int64_t(size_of(a.dtype()))});
-  return record("where", y, {a, b}, [mask, sa = a.shape(), sb = b.shape()](const Tensor& dy, Needs needs) {
+  return record("where", y, {a_in, b_in}, [mask, sa = a.shape(), sb = b.shape()](const Tensor& dy, Needs needs) {
     Tensor zero = Tensor::zeros({}, dy.dtype(), dy.device());
     return Tensors{needs[0] ? sum_to(where(mask, dy, zero), sa) : Tensor(),
                    needs[1] ? sum_to(where(mask, zero, dy), sb) : Tensor()};

@@ -76,7 +76,7 @@ struct WhereArgs {
   void* y;
   const uint8_t* mask;
   const void *a, *b;
-  Strided<4> axes;  // of y, mask, a, b
+  Strided<4> axes;  // of y, mask, a, b; innermost strides as in BinaryArgs
   int64_t width;    // bytes of an element
 };
 extern Kernel<WhereArgs> where_kernel;

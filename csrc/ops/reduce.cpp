@@ -16,8 +16,7 @@ constinit Kernel<ArgmaxArgs> argmax_kernel{"argmax"};
 static Tensor doubles(int64_t n, Device device) { return Tensor::empty({n}, DType::i64, device); }
 static double* doubles_of(const Tensor& t) { return static_cast<double*>(t.raw()); }
 
-// ---- sum, mean, sum_to
-// -------------------------------------------------------------------------------------------------
+// ---- sum, mean, sum_to --------------------------------------------------------------------------------------------
 
 // x [outer, rows, inner] -> [outer, inner]
 static Tensor sum_rows(const Tensor& x, int64_t outer, int64_t rows, int64_t inner, double scale, DType to) {
@@ -126,8 +125,7 @@ Tensor sum_to(const Tensor& x, const Shape& shape) {
                 [from = x.shape()](const Tensor& dy, Needs) { return Tensors{broadcast_to(dy, from)}; });
 }
 
-// ---- mse_loss, norm
-// ----------------------------------------------------------------------------------------------------
+// ---- mse_loss, norm -----------------------------------------------------------------------------------------------
 
 // Writes sum_i (a[i] - b[i])^2 to `sum` or its mean to `mean`; b may be undefined, meaning 0.
 static void sum_squares(const Tensor& a, const Tensor& b, double* sum, float* mean) {
@@ -170,8 +168,7 @@ double norm(const Tensor& x) {
   return std::sqrt(sum);
 }
 
-// ---- argmax
-// ------------------------------------------------------------------------------------------------------------
+// ---- argmax -------------------------------------------------------------------------------------------------------
 
 // NaN counts as the largest number.
 Tensor argmax(const Tensor& x_in) {

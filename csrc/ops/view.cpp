@@ -1,7 +1,6 @@
 // Operations that only move elements. Views share their input's storage; the others copy once.
 #include "ops/view.h"
 
-
 #include "ops.h"
 
 namespace deem {
@@ -23,8 +22,7 @@ Tensor contiguous(const Tensor& x) {
   return record("contiguous", y, {x}, [](const Tensor& dy, Needs) { return Tensors{dy}; });
 }
 
-// ---- reshape
-// -----------------------------------------------------------------------------------------------------------
+// ---- reshape ------------------------------------------------------------------------------------------------------
 
 static Shape infer_shape(const Tensor& x, Shape shape) {
   int unknown = -1;
@@ -74,8 +72,7 @@ Tensor reshape(const Tensor& x, const Shape& asked) {
                 [from = x.shape()](const Tensor& dy, Needs) { return Tensors{reshape(dy, from)}; });
 }
 
-// ---- permute, slice, broadcast_to
-// --------------------------------------------------------------------------------------
+// ---- permute, slice, broadcast_to ---------------------------------------------------------------------------------
 
 Tensor permute(const Tensor& x, const std::vector<int64_t>& axes) {
   check<ShapeError>(int64_t(axes.size()) == x.ndim(), "[permute] needs one axis a dimension of ", x.shape(),
@@ -121,8 +118,7 @@ Tensor broadcast_to(const Tensor& x, const Shape& shape) {
                 [from = x.shape()](const Tensor& dy, Needs) { return Tensors{sum_to(dy, from)}; });
 }
 
-// ---- cat, stack, pad_rows
-// ----------------------------------------------------------------------------------------------
+// ---- cat, stack, pad_rows -----------------------------------------------------------------------------------------
 
 static Shape check_cat(const Tensors& parts, int axis) {
   Shape shape = parts[0].shape();
@@ -191,8 +187,7 @@ Tensor pad_rows(const Tensor& x, int64_t rows) {
   return record("pad_rows", y, {x}, [n = x.size(0)](const Tensor& dy, Needs) { return Tensors{part(dy, 0, 0, n)}; });
 }
 
-// ---- gather_rows
-// -------------------------------------------------------------------------------------------------------
+// ---- gather_rows --------------------------------------------------------------------------------------------------
 
 // y[i] = x[index[i]], or zeros where index[i] is -1; dx[index[i]] += dy[i] in the order of i, summed in f32.
 Tensor gather_rows(const Tensor& x_in, const Tensor& index_in) {

@@ -1,5 +1,7 @@
 #include "ops/elementwise.h"
 
+#include <cstring>
+
 #include "cpu/strided.h"
 
 namespace deem::DEEM_ISA {
@@ -37,7 +39,7 @@ DEEM_UNARY_TABLE(ROW)
 DEEM_BINARY_TABLE(ROW)
 #undef ROW
 
-// ---- one input -----------------------------------------------------------------------------------------------------
+// ---- one input ----------------------------------------------------------------------------------------------------
 
 template <class Row, class T>
 static void unary_rows(const UnaryArgs& a) {
@@ -64,35 +66,26 @@ static void unary_backward_rows(const UnaryBackwardArgs& a) {
   });
 }
 
+#define FORWARD_CASE(name, ...) \
+  case Unary::name: return unary_rows<name##_row, T>(a);
+
 static void unary(const UnaryArgs& a) {
   dispatch_float(a.dtype, "unary", [&]<class T>(T) {
-    switch (a.op) {
-#define ROW(name, ...) \
-  case Unary::name:    \
-    return unary_rows<name##_row, T>(a);
-      DEEM_UNARY_TABLE(ROW)
-#undef ROW
-    }
+    switch (a.op) { DEEM_UNARY_TABLE(FORWARD_CASE) }
   });
 }
+
+#define BACKWARD_CASE(name, ...) \
+  case Unary::name: return unary_backward_rows<name##_row, T>(a);
 
 static void unary_backward(const UnaryBackwardArgs& a) {
   dispatch_float(a.dtype, "unary_backward", [&]<class T>(T) {
-    switch (a.op) {
-#define ROW(name, ...) \
-  case Unary::name:    \
-    return unary_backward_rows<name##_row, T>(a);
-      DEEM_UNARY_TABLE(ROW)
-#undef ROW
-    }
+    switch (a.op) { DEEM_UNARY_TABLE(BACKWARD_CASE) }
   });
 }
 
-// ---- two inputs
-// ------------------------------------------------------------------------------------------------------
+// ---- two inputs ---------------------------------------------------------------------------------------------------
 
-DEEM_INLINE int64_t load(const int64_t* p) { return *p; }
-DEEM_INLINE void store(int64_t* p, int64_t v) { *p = v; }
 // Integers wrap round, which signed arithmetic may not.
 DEEM_INLINE uint64_t load_wide(const int64_t* p) { return uint64_t(*p); }
 template <class T>
@@ -130,67 +123,63 @@ static void binary_rows(const BinaryArgs& args) {
   });
 }
 
+#define BINARY_CASE(name, ...) \
+  case Binary::name: return binary_rows<name##_row, T>(a);
+
 static void binary(const BinaryArgs& a) {
   if (a.dtype == DType::i64) {
     switch (a.op) {
-      case Binary::add:
-        return binary_rows<add_row, int64_t>(a);
-      case Binary::sub:
-        return binary_rows<sub_row, int64_t>(a);
-      case Binary::mul:
-        return binary_rows<mul_row, int64_t>(a);
-      case Binary::div:
-        throw_not_float("div", a.dtype);
+      case Binary::add: return binary_rows<add_row, int64_t>(a);
+      case Binary::sub: return binary_rows<sub_row, int64_t>(a);
+      case Binary::mul: return binary_rows<mul_row, int64_t>(a);
+      case Binary::div: throw_not_float("div", a.dtype);
     }
   }
   dispatch_float(a.dtype, "binary", [&]<class T>(T) {
-    switch (a.op) {
-#define ROW(name, ...) \
-  case Binary::name:   \
-    return binary_rows<name##_row, T>(a);
-      DEEM_BINARY_TABLE(ROW)
-#undef ROW
-    }
+    switch (a.op) { DEEM_BINARY_TABLE(BINARY_CASE) }
   });
 }
 
-// ---- where, cast
-// -------------------------------------------------------------------------------------------------------
+// ---- where, cast --------------------------------------------------------------------------------------------------
+
+// Both sides are read and one is chosen, so that the loop vectorises; a side that is one number is read once.
+template <bool RowA, bool RowB, class U>
+[[gnu::noinline]] static void choose(U* y, const uint8_t* mask, const U* a, const U* b, int64_t n) {
+  const U first_a = *a, first_b = *b;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    const U u = RowA ? a[i] : first_a, v = RowB ? b[i] : first_b;
+    y[i] = mask[i] ? u : v;
+  }
+}
 
 template <class U>
 static void where_as(const WhereArgs& w) {
   const int last = w.axes.ndim - 1;
-  const int64_t sm = w.axes.strides[1][last], sa = w.axes.strides[2][last], sb = w.axes.strides[3][last];
+  const bool row_mask = w.axes.strides[1][last], row_a = w.axes.strides[2][last], row_b = w.axes.strides[3][last];
   for_runs<4>(w.axes, 2, [&](const int64_t* at, int64_t n) {
     U* y = (U*)w.y + at[0];
     const uint8_t* mask = w.mask + at[1];
     const U *a = (const U*)w.a + at[2], *b = (const U*)w.b + at[3];
-    if (sm == 0) {  // a whole run from one side
+    if (!row_mask) {  // the whole run from one side
       const U* from = *mask ? a : b;
-      const int64_t step = *mask ? sa : sb;
-      for (int64_t i = 0; i < n; i++) y[i] = from[i * step];
-    } else if (sm == 1 && sa == 1 && sb == 1) {
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) {
-        U u = a[i], v = b[i];
-        y[i] = mask[i] ? u : v;
-      }
+      if (*mask ? row_a : row_b) memcpy(y, from, size_t(n) * sizeof(U));
+      else
+        for (int64_t i = 0; i < n; i++) y[i] = *from;
+    } else if (row_a) {
+      row_b ? choose<true, true>(y, mask, a, b, n) : choose<true, false>(y, mask, a, b, n);
     } else {
-      for (int64_t i = 0; i < n; i++) y[i] = mask[i * sm] ? a[i * sa] : b[i * sb];
+      row_b ? choose<false, true>(y, mask, a, b, n) : choose<false, false>(y, mask, a, b, n);
     }
   });
 }
 
 static void where(const WhereArgs& w) {
   switch (w.width) {
-    case 1:
-      return where_as<uint8_t>(w);
-    case 2:
-      return where_as<uint16_t>(w);
-    case 4:
-      return where_as<uint32_t>(w);
-    default:
-      return where_as<uint64_t>(w);
+    case 1: return where_as<uint8_t>(w);
+    case 2: return where_as<uint16_t>(w);
+    case 4: return where_as<uint32_t>(w);
+    default: return where_as<uint64_t>(w);
   }
 }
 
@@ -236,18 +225,12 @@ DEEM_INLINE void convert(const From* from, To* to) {
 template <class F>
 DEEM_INLINE void dispatch_any(DType t, F&& f) {
   switch (t) {
-    case DType::f32:
-      return f(float{});
-    case DType::bf16:
-      return f(bf16{});
-    case DType::f16:
-      return f(f16{});
-    case DType::i64:
-      return f(int64_t{});
-    case DType::i32:
-      return f(int32_t{});
-    case DType::u8:
-      return f(uint8_t{});
+    case DType::f32: return f(float{});
+    case DType::bf16: return f(bf16{});
+    case DType::f16: return f(f16{});
+    case DType::i64: return f(int64_t{});
+    case DType::i32: return f(int32_t{});
+    case DType::u8: return f(uint8_t{});
   }
 }
 

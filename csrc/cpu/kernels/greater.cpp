@@ -6,10 +6,9 @@ namespace deem::DEEM_ISA {
 
 static void greater(const GreaterArgs& a) {
   dispatch_float(a.dtype, "greater", [&]<class T>(T) {
-    const T* x = (const T*)a.x;
-    parallel_for(a.n, 2, [&](int64_t begin, int64_t end) {
+    parallel_for(a.n, 2, [x = (const T*)a.x, y = a.y, limit = a.limit](int64_t begin, int64_t end) {
 #pragma omp simd
-      for (int64_t i = begin; i < end; i++) a.y[i] = load(x + i) > a.limit;
+      for (int64_t i = begin; i < end; i++) y[i] = load(x + i) > limit;
     });
   });
 }

@@ -6,8 +6,9 @@ namespace deem::DEEM_ISA {
 
 constexpr int64_t kTile = 512;
 
+// Not inlined: in the middle of a larger body GCC 12 gives up on vectorising reductions.
 template <class T>
-static double sum_run(const T* x, int64_t n) {
+[[gnu::noinline]] static double sum_run(const T* x, int64_t n) {
   double sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; i++) sum += double(load(x + i));
@@ -88,27 +89,35 @@ static void sum(const SumArgs& a) {
                  [&]<class T>(T) { dispatch_float(a.y_dtype, "sum", [&]<class Y>(Y) { sum_as<T, Y>(a); }); });
 }
 
+template <class T>
+[[gnu::noinline]] static double squares_run(const T* a, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) {
+    double d = double(load(a + i));
+    sum += d * d;
+  }
+  return sum;
+}
+
+template <class T>
+[[gnu::noinline]] static double differences_run(const T* a, const T* b, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) {
+    double d = double(load(a + i)) - double(load(b + i));
+    sum += d * d;
+  }
+  return sum;
+}
+
 static void sum_squares(const SumSquaresArgs& s) {
   dispatch_float(s.dtype, "sum_squares", [&]<class T>(T) {
-    const T *a = (const T*)s.a, *b = (const T*)s.b;
     parallel_for(s.blocks, s.block * 2, [&](int64_t first, int64_t last) {
       for (int64_t k = first; k < last; k++) {
-        const int64_t begin = k * s.block, end = min(s.n, begin + s.block);
-        double sum = 0;
-        if (b) {
-#pragma omp simd reduction(+ : sum)
-          for (int64_t i = begin; i < end; i++) {
-            double d = double(load(a + i)) - double(load(b + i));
-            sum += d * d;
-          }
-        } else {
-#pragma omp simd reduction(+ : sum)
-          for (int64_t i = begin; i < end; i++) {
-            double d = double(load(a + i));
-            sum += d * d;
-          }
-        }
-        s.partial[k] = sum;
+        const int64_t begin = k * s.block, n = min(s.block, s.n - begin);
+        const T* a = (const T*)s.a + begin;
+        s.partial[k] = s.b ? differences_run(a, (const T*)s.b + begin, n) : squares_run(a, n);
       }
     });
     double total = 0;
@@ -122,8 +131,7 @@ static void mse_backward(const MseBackwardArgs& a) {
   dispatch_float(a.dtype, "mse_loss_backward", [&]<class T>(T) {
     const T *x = (const T*)a.x, *target = (const T*)a.target;
     T* dx = (T*)a.dx;
-    const float g = a.scale * *a.dy;
-    parallel_for(a.n, 2, [&](int64_t begin, int64_t end) {
+    parallel_for(a.n, 2, [=, g = a.scale * *a.dy](int64_t begin, int64_t end) {
 #pragma omp simd
       for (int64_t i = begin; i < end; i++) store(dx + i, (load(x + i) - load(target + i)) * g);
     });
