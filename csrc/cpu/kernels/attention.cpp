@@ -48,6 +48,12 @@ static void softmax_panel(float* s, int64_t queries, int64_t keys, const int32_t
     softmax_block<kLanes, MASKED>(s + c, keys, seen + c, top + c, total + c, factor + c);
 }
 
+// Scores of a single query (a decoding step), which a product with whole lanes of queries would mostly waste: a dot product
+// for each key, the same in all lanes of the first vector of its row.
+static void single_scores(const float* query, const float* keys, int64_t count, int64_t ld, float* s) {
+  for (int64_t j = 0; j < count; j++) *(Vec*)(s + j * kPanel) = Vec{} + dot(query, keys + j * ld, ld);
+}
+
 // Plain mean of all values of a head, for queries that see no key.
 template <class T>
 static void mean_of_values(const AttentionProblem& p, int64_t b, int64_t h, float* mean) {
@@ -72,8 +78,11 @@ static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t 
 
   for (int64_t i = first; i < last; i += kPanel) {
     int64_t n = min(kPanel, last - i);
+    float* panel = queries + (i - first) * dim;
     for (int64_t r = 0; r < n; r++) pack_row(row_of<T>(p.q, b, i + r, h), dim, keys + r * ld);
-    transpose_panel(keys, n, dim, p.scale, queries + (i - first) * dim);
+    if (n > 1) transpose_panel(keys, n, dim, p.scale, panel);
+    else
+      for (int64_t d = 0; d < ld; d++) panel[d] = keys[d] * p.scale;
   }
   for (int64_t i = 0; i < p.chunk; i++) top[i] = -__builtin_inff(), total[i] = 0;
 
@@ -84,7 +93,8 @@ static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t 
     for (int64_t i = first; i < last; i += kPanel) {
       int64_t n = min(kPanel, last - i), at = i - first, count = min(block, seen[i + n - 1] - t);
       if (count <= 0) continue;
-      product<false>(keys, ld, queries + at * dim, kPanel, count, whole_lanes(n), dim, s, kPanel, Start::zero);
+      if (n == 1) single_scores(queries + at * dim, keys, count, ld, s);
+      else product<false>(keys, ld, queries + at * dim, kPanel, count, whole_lanes(n), dim, s, kPanel, Start::zero);
       if (t + count > seen[i]) {
         for (int64_t r = 0; r < kPanel; r++) limit[r] = r < n ? int32_t(seen[i + r] - t) : 0;
         softmax_panel<true>(s, n, count, limit, top + at, total + at, factor);

@@ -44,14 +44,6 @@ static void probability_panel(float* s, float* ds, int64_t queries, int64_t keys
     probabilities<kLanes, MASKED, WHOLE>(s + c, ds + c, keys, limit + c, top + c, inverse + c, delta + c, scale);
 }
 
-template <class T>
-DEEM_INLINE float dot(const float* a, const T* b, int64_t n) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += a[i] * load(b + i);
-  return sum;
-}
-
 // rows[t] of the gradient of keys or values, at the keys' own positions; `all` is added to every row.
 template <class T>
 static void write_keys(const Part& w, const AttentionProblem& p, const int32_t* order, const float* rows,

@@ -103,6 +103,14 @@ static inline void transpose_panel(const float* rows, int64_t n, int64_t dim, fl
       for (int64_t i = n; i < lanes; i++) to[d * kPanel + i] = 0;
 }
 
+template <class T>
+DEEM_INLINE float dot(const float* a, const T* b, int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += a[i] * load(b + i);
+  return sum;
+}
+
 // Runs task(i, scratch) for i in 0..n, `workers` ranges of them side by side.
 template <class F>
 DEEM_INLINE void run_tasks(const AttentionProblem& p, int64_t n, F&& task) {
