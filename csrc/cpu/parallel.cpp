@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <set>
 #include <string>
@@ -21,10 +22,24 @@ int read_int(const std::string& path, int fallback) {
   return in >> v ? v : fallback;
 }
 
+// What the process may use: the masks of all its threads, since OMP_PROC_BIND ties the one that loads libgomp to one core.
+cpu_set_t process_mask() {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  std::error_code error;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", error)) {
+    cpu_set_t mask;
+    if (sched_getaffinity(std::atoi(task.path().filename().c_str()), sizeof mask, &mask) == 0)
+      CPU_OR(&all, &all, &mask);
+  }
+  if (CPU_COUNT(&all) == 0) sched_getaffinity(0, sizeof all, &all);
+  return all;
+}
+
 // Physical cores in the affinity mask (hyper-threads counted once), cut to the cgroup's CPU quota.
 int usable_cores() {
-  cpu_set_t mask;
-  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return std::max(1u, std::thread::hardware_concurrency());
+  cpu_set_t mask = process_mask();
+  if (CPU_COUNT(&mask) == 0) return std::max(1u, std::thread::hardware_concurrency());
   std::set<std::pair<int, int>> cores;
   for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
     if (!CPU_ISSET(cpu, &mask)) continue;
@@ -43,6 +58,11 @@ int usable_cores() {
 std::atomic<int> threads{0};
 
 }  // namespace
+
+void unbind_this_thread() {
+  cpu_set_t all = process_mask();
+  if (CPU_COUNT(&all) > 0) sched_setaffinity(0, sizeof all, &all);
+}
 
 int num_threads() {
   int n = threads.load(std::memory_order_relaxed);

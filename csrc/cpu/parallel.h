@@ -4,7 +4,9 @@
 
 namespace deem {
 
-int num_threads();            // what parallel_for uses; default: physical cores the process may use
+int num_threads();  // what parallel_for uses; default: physical cores the process may use
+// Lets the calling thread run on every core of the process again, after OMP_PROC_BIND tied it to one while libgomp loaded.
+void unbind_this_thread();
 void set_num_threads(int n);  // throws ValueError outside 1..256
 
 // Calls f(begin, end) on disjoint ranges that cover 0..n. `cost` is a rough number of scalar operations per item; work

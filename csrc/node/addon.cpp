@@ -1,8 +1,11 @@
 #include "node/addon.h"
 
+#include "cpu/parallel.h"
+
 namespace deem::node {
 
 static Napi::Object init(Napi::Env env, Napi::Object exports) {
+  unbind_this_thread();  // the event loop shares no core by force, and the engine thread inherits this mask
   auto* data = new AddonData;
   env.SetInstanceData(data);
   data->settle =
