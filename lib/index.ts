@@ -1,5 +1,9 @@
+export * from './data/index.js'
 export { DeemError, type ErrorCode } from './errors.js'
+export { type Rate, wilson } from './eval/interval.js'
 export { readTensors, writeTensors } from './files.js'
+export { f32, type HostTensor, hostTensor, i64 } from './host-tensor.js'
+export * from './image/index.js'
 export {
   type CreateOptions,
   type ForwardOptions,
@@ -19,24 +23,8 @@ export {
   type Ops,
   ops,
 } from './ops.js'
-export { Scope, tidy } from './scope.js'
-export {
-  emptyCache,
-  isa,
-  type MemoryReport,
-  memory,
-  resetPeakMemory,
-  setMemoryLimit,
-  setThreads,
-  threads,
-} from './system.js'
-export type { CallOptions } from './task.js'
-export { backward, type DType, Tensor, type TypedArray, tensor } from './tensor.js'
-export * from './data/index.js'
-export { type Rate, wilson } from './eval/interval.js'
-export { f32, type HostTensor, hostTensor, i64 } from './host-tensor.js'
-export * from './image/index.js'
 export * from './report/index.js'
+export { Scope, tidy } from './scope.js'
 export {
   buildSequences,
   type Cut,
@@ -49,4 +37,16 @@ export {
   type Sequences,
   text,
 } from './sequence.js'
+export {
+  emptyCache,
+  isa,
+  type MemoryReport,
+  memory,
+  resetPeakMemory,
+  setMemoryLimit,
+  setThreads,
+  threads,
+} from './system.js'
+export type { CallOptions } from './task.js'
+export { backward, type DType, Tensor, type TypedArray, tensor } from './tensor.js'
 export * from './tokenizer/index.js'

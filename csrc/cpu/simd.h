@@ -21,8 +21,14 @@ DEEM_INLINE void store(float* p, float v) { *p = v; }
 DEEM_INLINE void store(bf16* p, float v) { *p = bf16(v); }
 DEEM_INLINE void store(f16* p, float v) { *p = f16(v); }
 
-template <class T> DEEM_INLINE T min(T a, T b) { return b < a ? b : a; }
-template <class T> DEEM_INLINE T max(T a, T b) { return a < b ? b : a; }
+template <class T>
+DEEM_INLINE T min(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+DEEM_INLINE T max(T a, T b) {
+  return a < b ? b : a;
+}
 
 // exp(x), relative error under 1e-7 of the true value for normal results; 0 below -87.3, +inf above 88.7, NaN stays NaN.
 // Branch-free, so that loops over it vectorise. Cephes' range reduction (ln 2 in two parts), degree-6 polynomial.
@@ -122,7 +128,8 @@ DEEM_INLINE float log(float x) {
 DEEM_INLINE void sin_cos_turns(float u, float& sine, float& cosine) {
   int32_t q = int32_t(u * 4.0f + 0.5f);
   float r = u * 4.0f - float(q), s = r * r;
-  float sn = r * (1.570796327f + s * (-6.459640961e-1f + s * (7.969258276e-2f + s * (-4.681266476e-3f + s * 1.582067422e-4f))));
+  float sn = r * (1.570796327f +
+                  s * (-6.459640961e-1f + s * (7.969258276e-2f + s * (-4.681266476e-3f + s * 1.582067422e-4f))));
   float cs = 1.0f + s * (-1.233700543f + s * (2.536692440e-1f + s * (-2.086028851e-2f + s * 9.040216707e-4f)));
   bool odd = q & 1;
   sine = odd ? cs : sn;

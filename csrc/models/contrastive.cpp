@@ -32,8 +32,10 @@ struct Contrastive : Model {
     Config(options, "options").finish();
     const Tensor &features = input(inputs, "features"), &words = input(inputs, "words");
     check<ShapeError>(words.ndim() == 2 && features.ndim() == 2 && words.size(0) == features.size(0),
-                      "[contrastive] features [B, C] and words [B, T] must share B but have shapes ", features.shape(), " and ", words.shape());
-    Tensor keep = Tensor::empty({words.size(0), words.size(1), 1}), ids = contiguous(words), labels = Tensor::empty({words.size(0)}, DType::i64);
+                      "[contrastive] features [B, C] and words [B, T] must share B but have shapes ", features.shape(),
+                      " and ", words.shape());
+    Tensor keep = Tensor::empty({words.size(0), words.size(1), 1}), ids = contiguous(words),
+           labels = Tensor::empty({words.size(0)}, DType::i64);
     for (int64_t i = 0; i < ids.numel(); i++) keep.data<float>()[i] = ids.data<int64_t>()[i] != pad;
     for (int64_t i = 0; i < labels.numel(); i++) labels.data<int64_t>()[i] = i;
     Tensor text = unit_length(sum(mul(embedding(word_embedding, ids), cast(keep, features.dtype())), {1}));
@@ -45,7 +47,9 @@ struct Contrastive : Model {
   }
 };
 
-std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) { return std::make_unique<Contrastive>(config, seed, dtype); }
+std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
+  return std::make_unique<Contrastive>(config, seed, dtype);
+}
 const RegisterModel r{"contrastive", make};
 
 }  // namespace

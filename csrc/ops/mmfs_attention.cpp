@@ -126,10 +126,8 @@ Tensors mmfs_attention_backward(const Tensor& dy, const Saved& in, Needs needs) 
                                                      .dtype = in.value.dtype()});
   Tensors grads{dvalue, doffsets, doffset_table, dlogits, dlogit_table, dreference, dignore_token};
   for (size_t i = 0; i < grads.size(); i++) {
-    if (!needs[i])
-      grads[i] = Tensor();
-    else if (grads[i].dtype() != in.dtypes[i])
-      grads[i] = cast(grads[i], in.dtypes[i]);
+    if (!needs[i]) grads[i] = Tensor();
+    else if (grads[i].dtype() != in.dtypes[i]) grads[i] = cast(grads[i], in.dtypes[i]);
   }
   return grads;
 }

@@ -45,7 +45,9 @@ export class Progress {
     this.#shown = now
     const seconds = (now - this.#started) / 1000
     const left = (seconds / Math.max(1, step - this.#first)) * (this.#steps - step)
-    const values = Object.entries(this.#means).map(([name, v]) => `${name.replace(/^loss_?/, '') || 'loss'} ${v.toPrecision(3)}`)
+    const values = Object.entries(this.#means).map(
+      ([name, v]) => `${name.replace(/^loss_?/, '') || 'loss'} ${v.toPrecision(3)}`,
+    )
     const { current, peak } = memory()
     const megabytes = (bytes: number) => `${Math.round(bytes / 2 ** 20)}`
     this.#write(

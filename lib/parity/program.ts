@@ -68,7 +68,13 @@ export async function check(
 }
 
 /** No gradient at all is a gradient of zeros: of parameters that are stored and take no part. */
-export function compareGradient(name: string, got: Tensor | null, want: Tensor, rule: Rule, dtype: ComputeType): Comparison {
+export function compareGradient(
+  name: string,
+  got: Tensor | null,
+  want: Tensor,
+  rule: Rule,
+  dtype: ComputeType,
+): Comparison {
   return compare(name, got ?? new Float32Array(want.size), want, rule, dtype)
 }
 

@@ -37,7 +37,11 @@ export function hasCheckpoint(dir: string): boolean {
 }
 
 /** Reads a checkpoint into models and an optimizer of the same make; returns its state. */
-export async function loadCheckpoint(dir: string, models: Record<string, Module>, optimizer: AdamW | null): Promise<CheckpointState> {
+export async function loadCheckpoint(
+  dir: string,
+  models: Record<string, Module>,
+  optimizer: AdamW | null,
+): Promise<CheckpointState> {
   if (!hasCheckpoint(dir)) throw new DeemError('ERR_IO', `there is no checkpoint in '${dir}'`)
   for (const [name, model] of Object.entries(models)) await model.load(join(dir, `${name}.safetensors`))
   if (optimizer) await optimizer.load(join(dir, 'optimizer.safetensors'))

@@ -11,10 +11,8 @@ DEEM_INLINE void for_segments(const AdamWArgs& a, int64_t begin, int64_t end, F&
   int64_t low = 0, high = a.count - 1;  // first segment that ends after begin
   while (low < high) {
     int64_t middle = (low + high) / 2;
-    if (a.segments[middle].end > begin)
-      high = middle;
-    else
-      low = middle + 1;
+    if (a.segments[middle].end > begin) high = middle;
+    else low = middle + 1;
   }
   for (int64_t i = low; i < a.count && a.segments[i].begin < end; i++) {
     const AdamWSegment& s = a.segments[i];

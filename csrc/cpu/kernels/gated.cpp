@@ -48,10 +48,8 @@ static void gated(const GatedArgs& a) {
       for (int64_t r = begin; r < end; r++) {
         const T* x = (const T*)a.x + r * 2 * a.n;
         T* y = (T*)a.y + r * a.n;
-        if (a.gate == Gate::geglu)
-          geglu_row(x, x + a.n, y, a.n);
-        else
-          swiglu_row(x, x + a.n, y, a.n);
+        if (a.gate == Gate::geglu) geglu_row(x, x + a.n, y, a.n);
+        else swiglu_row(x, x + a.n, y, a.n);
       }
     });
   });
@@ -63,10 +61,8 @@ static void gated_backward(const GatedBackwardArgs& a) {
       for (int64_t r = begin; r < end; r++) {
         const T *dy = (const T*)a.dy + r * a.n, *x = (const T*)a.x + r * 2 * a.n;
         T* dx = (T*)a.dx + r * 2 * a.n;
-        if (a.gate == Gate::geglu)
-          geglu_backward_row(dy, x, x + a.n, dx, dx + a.n, a.n);
-        else
-          swiglu_backward_row(dy, x, x + a.n, dx, dx + a.n, a.n);
+        if (a.gate == Gate::geglu) geglu_backward_row(dy, x, x + a.n, dx, dx + a.n, a.n);
+        else swiglu_backward_row(dy, x, x + a.n, dx, dx + a.n, a.n);
       }
     });
   });

@@ -222,10 +222,8 @@ static void block_dx(const GroupNormBackwardArgs& a, const Block& k) {
 template <class F>
 DEEM_INLINE void dispatch_pair(DType dtype, DType param, const char* op, F&& f) {
   dispatch_float(dtype, op, [&]<class T>(T t) {
-    if (param == DType::f32)
-      f(t, float{});
-    else
-      f(t, t);
+    if (param == DType::f32) f(t, float{});
+    else f(t, t);
   });
 }
 
@@ -235,10 +233,8 @@ static void forward(const GroupNormArgs& a) {
     parallel_for(a.n * a.groups, a.positions / a.block * a.channels / a.groups * 8, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) combine_moments(a, i);
     });
-    if (a.silu)
-      for_blocks(a, 20, [&](const Block& k) { normalize_block<true, T, P>(a, k); });
-    else
-      for_blocks(a, 2, [&](const Block& k) { normalize_block<false, T, P>(a, k); });
+    if (a.silu) for_blocks(a, 20, [&](const Block& k) { normalize_block<true, T, P>(a, k); });
+    else for_blocks(a, 2, [&](const Block& k) { normalize_block<false, T, P>(a, k); });
   });
 }
 
@@ -259,19 +255,15 @@ static void sum_blocks(const GroupNormBackwardArgs& a) {
 
 static void backward(const GroupNormBackwardArgs& a) {
   dispatch_pair(a.dtype, a.param_dtype, "group_norm_backward", [&]<class T, class P>(T, P) {
-    if (a.silu)
-      for_blocks(a, 24, [&](const Block& k) { block_gradients<true, T, P>(a, k); });
-    else
-      for_blocks(a, 6, [&](const Block& k) { block_gradients<false, T, P>(a, k); });
+    if (a.silu) for_blocks(a, 24, [&](const Block& k) { block_gradients<true, T, P>(a, k); });
+    else for_blocks(a, 6, [&](const Block& k) { block_gradients<false, T, P>(a, k); });
     if (a.dw) sum_blocks(a);
     if (!a.dx) return;
     parallel_for(a.n * a.groups, a.positions / a.block * a.channels / a.groups * 8, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) group_gradients<P>(a, i);
     });
-    if (a.silu)
-      for_blocks(a, 24, [&](const Block& k) { block_dx<true, T, P>(a, k); });
-    else
-      for_blocks(a, 8, [&](const Block& k) { block_dx<false, T, P>(a, k); });
+    if (a.silu) for_blocks(a, 24, [&](const Block& k) { block_dx<true, T, P>(a, k); });
+    else for_blocks(a, 8, [&](const Block& k) { block_dx<false, T, P>(a, k); });
   });
 }
 

@@ -60,10 +60,8 @@ static void resize_nearest(const ResizeNearestArgs& a) {
     int64_t cost = (a.out_height * a.out_width / a.height + a.width) * a.channels;
     parallel_for(a.n * a.height, cost, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
-        if constexpr (backward)
-          nearest_row_backward<T>(a, r / a.height, r % a.height);
-        else
-          nearest_row<T>(a, r / a.height, r % a.height);
+        if constexpr (backward) nearest_row_backward<T>(a, r / a.height, r % a.height);
+        else nearest_row<T>(a, r / a.height, r % a.height);
       }
     });
   });

@@ -34,10 +34,8 @@ static void add_param_row(const T* dy, const T* x, float rstd, float* dw, int64_
 template <class F>
 DEEM_INLINE void dispatch_pair(DType dtype, DType param, const char* op, F&& f) {
   dispatch_float(dtype, op, [&]<class T>(T t) {
-    if (param == DType::f32)
-      f(t, float{});
-    else
-      f(t, t);
+    if (param == DType::f32) f(t, float{});
+    else f(t, t);
   });
 }
 

@@ -64,7 +64,10 @@ export async function trainLanguage(w: World, deem: Module): Promise<StageResult
     batch: (step) => {
       const documents = Array.from({ length: batch }, (_, i) => {
         const scene = sceneAt(w.train, step * batch + i)
-        return textQuestionDocument({ scene, question: anyQuestion(scene, stream(w.train, 'text question', step * batch + i)) })
+        return textQuestionDocument({
+          scene,
+          question: anyQuestion(scene, stream(w.train, 'text question', step * batch + i)),
+        })
       })
       return toTensors(buildSequences(documents, sequenceOptions(w)).inputs as never)
     },

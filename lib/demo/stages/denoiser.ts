@@ -54,7 +54,11 @@ export async function trainDenoiser(w: World, vae: Module, scale: number): Promi
     } as Batch
   }
 
-  const train = async ({ image, input_ids }: Batch, step: number, lrFactor: number): Promise<Record<string, number>> => {
+  const train = async (
+    { image, input_ids }: Batch,
+    step: number,
+    lrFactor: number,
+  ): Promise<Record<string, number>> => {
     using scope = new Scope()
     const encoded = scope.keep(await vae.call('encode', { image }, {}, { grad: false }))
     const latent = scope.keep(ops.mulScalar(output(encoded, 'mean'), scale))
