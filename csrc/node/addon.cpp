@@ -8,9 +8,15 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   unbind_this_thread();  // the event loop shares no core by force, and the engine thread inherits this mask
   auto* data = new AddonData;
   env.SetInstanceData(data);
-  data->settle =
+  auto carrier = data->carrier = std::make_shared<Carrier>();
+  carrier->function =
       Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "deem", 0, 1);
-  data->settle.Unref(env);
+  carrier->function.Unref(env);
+  // Hooks run last in, first out: this one before the function's own.
+  env.AddCleanupHook([carrier] {
+    std::lock_guard lock(carrier->mutex);
+    carrier->closed = true;
+  });
   init_tensor(env, exports);
   init_ops(env, exports);
   init_models(env, exports);

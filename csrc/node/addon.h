@@ -3,13 +3,22 @@
 #include <napi.h>
 
 #include <memory>
+#include <mutex>
 
 namespace deem::node {
+
+// The way from the engine thread into an environment. Node frees the function when the environment ends, whoever still
+// holds it: so every use is made under the lock, and the environment's end closes it first.
+struct Carrier {
+  Napi::ThreadSafeFunction function;
+  std::mutex mutex;
+  bool closed = false;
+};
 
 struct AddonData {
   Napi::FunctionReference tensor, model, optimizer;  // constructors
   Napi::FunctionReference make_error;                // (code, message) => Error, given by lib/native.ts
-  Napi::ThreadSafeFunction settle;                   // carries finished tasks to this environment
+  std::shared_ptr<Carrier> carrier;                  // brings finished tasks to this environment
   int pending = 0;                                   // tasks under way: they keep the process alive
   bool grad = true;                                  // whether operations called from here record
 };

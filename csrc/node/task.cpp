@@ -14,7 +14,7 @@ static void settle(Napi::Env env, AddonData& data, Task& task) {
     }
   }
   if (task.error) task.deferred.Reject(to_js_error(env, task.error).Value());
-  if (--data.pending == 0) data.settle.Unref(env);
+  if (--data.pending == 0) data.carrier->function.Unref(env);
 }
 
 Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function<Napi::Value(Napi::Env)> finish) {
@@ -26,10 +26,9 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
   out.Set("promise", task->deferred.Promise());
   out.Set("abort", Napi::Function::New(env, [cancel](const Napi::CallbackInfo&) { cancel->raised = true; }));
 
-  if (data.pending++ == 0) data.settle.Ref(env);
-  data.settle.Acquire();
+  if (data.pending++ == 0) data.carrier->function.Ref(env);
   Engine::get().post(
-      [task, carrier = data.settle, state = &data]() mutable {
+      [task, carrier = data.carrier, state = &data] {
         try {
           poll_cancel();  // aborted while it waited
           task->work();
@@ -37,13 +36,14 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
           task->error = std::current_exception();
         }
         task->work = nullptr;  // inputs are freed here, not on the JavaScript thread
-        napi_status status = carrier.BlockingCall(task, [state](Napi::Env env, Napi::Function, Task* done) {
-          if (env != nullptr) settle(env, *state, *done);  // null: the environment is going away
-          delete done;
-        });
-        if (status != napi_ok) delete task;  // the environment is gone
-        // A closing function has given up this thread's share already and must not be touched again.
-        if (status != napi_closing) carrier.Release();
+        std::lock_guard lock(carrier->mutex);
+        if (carrier->closed) return delete task;  // nobody is left to hear of it
+        napi_status status =
+            carrier->function.NonBlockingCall(task, [state](Napi::Env env, Napi::Function, Task* done) {
+              if (env != nullptr) settle(env, *state, *done);  // null: the environment is going away
+              delete done;
+            });
+        if (status != napi_ok) delete task;
       },
       cancel);
   return out;
