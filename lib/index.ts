@@ -1,5 +1,6 @@
 export * from './data/index.js'
 export { DeemError, type ErrorCode } from './errors.js'
+export { Deem, type DeemInputs, type DeemTrainInputs, type DeemTrainOptions } from './models/deem.js'
 export { type Rate, wilson } from './eval/interval.js'
 export { readTensors, writeTensors } from './files.js'
 export { f32, type HostTensor, hostTensor, i64 } from './host-tensor.js'

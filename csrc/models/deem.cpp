@@ -205,6 +205,14 @@ Denoised denoise(const Denoiser& d, const Tensor& mean, const Tensor& logvar, co
   return out;
 }
 
+// Indices of the elements of x [n] that are not zero.
+Tensor nonzero(const Tensor& x) {
+  std::vector<int64_t> at;
+  for (int64_t i = 0; i < x.numel(); i++)
+    if (x.data<float>()[i] != 0) at.push_back(i);
+  return Tensor::from<int64_t>({int64_t(at.size())}, at);
+}
+
 // The draws of a step: given by name, or from the step's random stream.
 struct Draws {
   const TensorMap& inputs;
@@ -311,12 +319,24 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
     // Below uncond_prob the picture is unconditional: the mask is 1 where the condition stays.
     Tensor stays = reshape(greater(add_scalar(draws.uniform("uncond_rand", {n}), -c_.uncond_prob), -1e-30), {n, 1, 1});
     Tensor cond = where(stays, ctx.cond, neg_prompt_embeds_);
-    Denoised d = denoise(sd, mean, logvar, eps, noise, t, cond, ctx.history, ctx.history_mask);
     // Pictures whose context is only [bos, soi] have nothing to be painted from.
-    Tensor real = cast(greater(add_scalar(sum(cast(ctx.keep, DType::f32), {1}), -2), 0), d.error.dtype());
+    Tensor real = cast(greater(add_scalar(sum(cast(ctx.keep, DType::f32), {1}), -2), 0), DType::f32);
     if (auto m = optional_input(inputs, "image_loss_mask"))
       real = mul(real, Draws::checked("image_loss_mask", *m, {n}, DType::f32));
-    gather("loss_img", deem::mean(mul(d.error, reshape(real, {n, 1, 1, 1}))), w_img);
+    // What carries no loss is not denoised, unless somebody wants to see it.
+    Tensor rows = details ? Tensor() : nonzero(real);
+    auto pick = [&](const Tensor& x) { return rows && rows.numel() < n ? gather_rows(x, rows) : x; };
+    std::vector<Tensor> history;
+    for (const Tensor& m : ctx.history) history.push_back(pick(m));
+    Denoised d;
+    if (!rows || rows.numel() > 0) {
+      d = denoise(sd, pick(mean), pick(logvar), pick(eps), pick(noise), pick(t), pick(cond), history,
+                  pick(ctx.history_mask));
+      Tensor weight = cast(reshape(pick(real), {d.error.size(0), 1, 1, 1}), d.error.dtype());
+      gather("loss_img", mul_scalar(deem::mean(mul(d.error, weight)), double(d.error.size(0)) / double(n)), w_img);
+    } else {
+      gather("loss_img", Tensor::full({}, 0, mean.dtype()), w_img);
+    }
     if (details) {
       out["context_features"] = ctx.features;
       out["context_attention_mask"] = ctx.keep;

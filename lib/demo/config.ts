@@ -51,6 +51,7 @@ export const demoConfig = z.strictObject({
   evaluation: z.strictObject({
     questions: whole,
     background_questions: whole,
+    other_questions: whole,
     captions: whole,
     paintings: whole,
     sampler_steps: whole,
@@ -79,6 +80,7 @@ export function quick(config: DemoConfig): DemoConfig {
       ...config.evaluation,
       questions: 24,
       background_questions: 12,
+      other_questions: 8,
       captions: 8,
       paintings: 8,
       sampler_steps: 4,

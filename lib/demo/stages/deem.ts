@@ -2,7 +2,6 @@
 import {
   ask,
   denseCaption,
-  describeDocument,
   paintDocument,
   type Question,
   questionKinds,
@@ -11,10 +10,10 @@ import {
   sceneBatch,
   sparseCaption,
   stream,
-  textQuestionDocument,
 } from '../../data/index.js'
 import type { Random } from '../../data/random.js'
-import { Module } from '../../module.js'
+import type { Module } from '../../module.js'
+import { Deem } from '../../models/deem.js'
 import { buildSequences, type Document, image, text } from '../../sequence.js'
 import type { Tensor } from '../../tensor.js'
 import { AdamW } from '../../train/adamw.js'
@@ -37,11 +36,27 @@ const sequenceOptions = (w: World) => ({
   tokenizer: w.tokenizer,
   imageTokens: w.config.model.image_tokens,
   maxLength: w.config.model.max_length,
+  // Whatever the model is to say ends with it, not only documents.
+  eos: false,
 })
 
+/** Words the model is to say, and to stop after. */
+function spoken({ tokenizer }: World, words: string): Document<never> {
+  return [text([...tokenizer.encode(words), tokenizer.ids.eos])]
+}
+
+/** Questions about a scene with their answers; only answers carry loss. */
+function turns(w: World, scene: Scene, random: Random): Document<never> {
+  return Array.from({ length: questionsPerScene }, () => anyQuestion(scene, random)).flatMap((q) => [
+    text(q.text, { loss: false }),
+    ...spoken(w, q.answer),
+  ])
+}
+const questionsPerScene = 4
+
 /** A fresh DEEM for these parts; the scale is the VAE's. */
-export function createDeem(w: World, scale: number): Promise<Module> {
-  return Module.create('deem', deemConfig(w.config, w.tokenizer, scale), { seed: w.config.seed + 5 })
+export function createDeem(w: World, scale: number): Promise<Deem> {
+  return Deem.build(deemConfig(w.config, w.tokenizer, scale), { seed: w.config.seed + 5 })
 }
 
 const losses = (y: Record<string, number>): Record<string, number> =>
@@ -63,11 +78,9 @@ export async function trainLanguage(w: World, deem: Module): Promise<StageResult
     optimizer,
     batch: (step) => {
       const documents = Array.from({ length: batch }, (_, i) => {
-        const scene = sceneAt(w.train, step * batch + i)
-        return textQuestionDocument({
-          scene,
-          question: anyQuestion(scene, stream(w.train, 'text question', step * batch + i)),
-        })
+        const at = step * batch + i
+        const scene = sceneAt(w.train, at)
+        return [...spoken(w, denseCaption(scene)), ...turns(w, scene, stream(w.train, 'text questions', at))]
       })
       return toTensors(buildSequences(documents, sequenceOptions(w)).inputs as never)
     },
@@ -120,7 +133,7 @@ export async function trainAlignment(w: World, deem: Module): Promise<StageResul
         const scene = sceneAt(w.train, at)
         const random = stream(w.train, 'alignment', at)
         const caption = random.bool(0.7) ? denseCaption(scene) : sparseCaption(scene, random)
-        return i % 2 === 0 ? describeDocument(scene, caption) : paintDocument(scene, caption)
+        return i % 2 === 0 ? [image(scene), ...spoken(w, caption)] : paintDocument(scene, caption)
       })
       return toTensors(sceneBatch(documents, w.sprites, sequenceOptions(w)).inputs as never)
     },
@@ -132,8 +145,6 @@ export async function trainAlignment(w: World, deem: Module): Promise<StageResul
     release: disposeAll,
   })
 }
-
-const questionsPerPicture = 3
 
 /** Stage 6: pictures with questions and answers, text and consistency loss; the encoder stays as alignment left it. */
 export async function trainQuestions(w: World, deem: Module): Promise<StageResult> {
@@ -151,10 +162,8 @@ export async function trainQuestions(w: World, deem: Module): Promise<StageResul
         const at = 1_000_000 + step * batch + i
         const scene = sceneAt(w.train, at)
         // One picture in four is described again, so that captions are not forgotten.
-        if (i % 4 === 3) return describeDocument(scene)
-        const random = stream(w.train, 'questions', at)
-        const asked = Array.from({ length: questionsPerPicture }, () => anyQuestion(scene, random))
-        return [image(scene), ...asked.flatMap((q) => [text(q.text, { loss: false }), text(q.answer)])]
+        if (i % 4 === 3) return [image(scene), ...spoken(w, denseCaption(scene))]
+        return [image(scene), ...turns(w, scene, stream(w.train, 'questions', at))]
       })
       return toTensors(sceneBatch(documents, w.sprites, sequenceOptions(w)).inputs as never)
     },

@@ -1,0 +1,20 @@
+// npm run demo: builds what is not built yet, then trains, measures and reports. Flags: see lib/demo/main.ts.
+import { spawnSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+
+function run(script, ...args) {
+  const { status, error } = spawnSync(process.execPath, [join(root, script), ...args], { cwd: root, stdio: 'inherit' })
+  if (error) throw error
+  if (status !== 0) process.exit(status ?? 1)
+}
+
+run('scripts/native.mjs')
+run('node_modules/typescript/bin/tsc', '-p', 'tsconfig.json')
+if (!existsSync(join(root, 'dist/demo/main.js'))) throw new Error('tsc left no dist/demo/main.js')
+
+// In this process, so that Ctrl-C reaches the training once.
+await import('../dist/demo/main.js')
