@@ -1,10 +1,25 @@
 export * from './data/index.js'
 export { DeemError, type ErrorCode } from './errors.js'
-export { Deem, type DeemInputs, type DeemTrainInputs, type DeemTrainOptions } from './models/deem.js'
 export { type Rate, wilson } from './eval/interval.js'
 export { readTensors, writeTensors } from './files.js'
 export { f32, type HostTensor, hostTensor, i64 } from './host-tensor.js'
 export * from './image/index.js'
+export { ClipText } from './models/clip-text.js'
+export { ConvNext, type EncoderOutput } from './models/convnext.js'
+export {
+  Deem,
+  type DeemDraws,
+  type DeemInputs,
+  type DeemTrainInputs,
+  type DeemTrainOptions,
+  type GenerateTextOptions,
+  type SampleOptions,
+} from './models/deem.js'
+export { Llama, type LlamaInputs, type LlamaOptions } from './models/llama.js'
+export { Perceiver } from './models/perceiver.js'
+export { TextHead } from './models/text-head.js'
+export { Unet, type UnetCondition } from './models/unet.js'
+export { type Encoded, Vae } from './models/vae.js'
 export {
   type CreateOptions,
   type ForwardOptions,

@@ -1,12 +1,13 @@
 /** What the trained model can do, measured on scenes it never saw. */
 import {
   backgrounds,
+  captionIds,
   denseCaption,
   measureBackgrounds,
   type NegativeKind,
+  type QuestionKind,
   questionAt,
   questionDocument,
-  type QuestionKind,
   renderScenes,
   type Scene,
   type SceneSource,
@@ -14,16 +15,18 @@ import {
   sceneBatch,
   scoreCaption,
   slotCaption,
-  captionIds,
 } from '../data/index.js'
 import { type Rate, wilson } from '../eval/interval.js'
 import { type HostTensor, hostTensor, i64 } from '../host-tensor.js'
 import type { Picture } from '../image/decode.js'
 import { pictureAt } from '../image/decode.js'
+import type { ClipText } from '../models/clip-text.js'
 import type { Deem } from '../models/deem.js'
-import { type Module, output } from '../module.js'
+import type { Unet } from '../models/unet.js'
+import type { Vae } from '../models/vae.js'
+import { ops } from '../ops.js'
 import { type Document, image, text } from '../sequence.js'
-import { tensor } from '../tensor.js'
+import { type Tensor, tensor } from '../tensor.js'
 import { disposeAll, toTensors, type World } from './world.js'
 
 /** Rows of one call: enough to fill the cores, little enough to stop soon. */
@@ -81,7 +84,10 @@ export async function evaluate(w: World, deem: Deem): Promise<Evaluation> {
   const total = 2 * (Object.values(counts).reduce((a, n) => a + n, 0) + 2 * w.config.evaluation.captions)
   w.progress.start('evaluation', total + w.config.evaluation.paintings)
   let done = 0
-  const advance = (pictures: number) => w.progress.update((done += pictures), pictures, {})
+  const advance = (pictures: number) => {
+    done += pictures
+    w.progress.update(done, pictures, {})
+  }
 
   const group = async (source: SceneSource): Promise<GroupResult> => {
     const answers = {} as GroupResult['answers']
@@ -131,9 +137,7 @@ async function complete(w: World, deem: Deem, prompts: Document<Scene>[], maxNew
   disposeAll(inputs)
   const [count = 0, length = 0] = ids.shape
   const all = ids.read() as BigInt64Array
-  return Array.from({ length: count }, (_, r) =>
-    w.tokenizer.decode(all.subarray(r * length, (r + 1) * length)).trim(),
-  )
+  return Array.from({ length: count }, (_, r) => w.tokenizer.decode(all.subarray(r * length, (r + 1) * length)).trim())
 }
 
 async function answerAll(
@@ -153,7 +157,14 @@ async function answerAll(
       const prompts = asked.map((one) => questionDocument(one).slice(0, 2))
       const said = await complete(w, deem, prompts, 12)
       asked.forEach(({ scene, question }, i) => {
-        out.push({ scene, kind, question: question.text, said: said[i] ?? '', truth: question.answer, ...(question.negatives && { negatives: question.negatives }) })
+        out.push({
+          scene,
+          kind,
+          question: question.text,
+          said: said[i] ?? '',
+          truth: question.answer,
+          ...(question.negatives && { negatives: question.negatives }),
+        })
       })
     },
     advance,
@@ -221,7 +232,11 @@ async function paintAll(w: World, deem: Deem, advance: Advance): Promise<Painted
     async (scenes) => {
       const captions = scenes.map(denseCaption)
       const documents = scenes.map((scene, i): Document<Scene> => [text(captions[i] as string), image(scene)])
-      const { labels: _labels, prompt_offset: _offset, ...host } = sceneBatch(documents, w.sprites, {
+      const {
+        labels: _labels,
+        prompt_offset: _offset,
+        ...host
+      } = sceneBatch(documents, w.sprites, {
         tokenizer: w.tokenizer,
         imageTokens: w.config.model.image_tokens,
         eos: false,
@@ -249,7 +264,7 @@ async function paintAll(w: World, deem: Deem, advance: Advance): Promise<Painted
   return out
 }
 
-async function hostPictures(pending: Promise<import('../tensor.js').Tensor>): Promise<HostTensor<'f32'>> {
+async function hostPictures(pending: Promise<Tensor>): Promise<HostTensor<'f32'>> {
   using t = await pending
   return hostTensor(t.toFloat32(), t.shape)
 }
@@ -290,7 +305,10 @@ export interface DenoiserKnowledge {
   nouns: number
 }
 
-export async function denoiserKnowledge(w: World, vae: Module, unet: Module, words: Module, scale: number) {
+export async function denoiserKnowledge(
+  w: World,
+  { vae, unet, text: words, scale }: { vae: Vae; unet: Unet; text: ClipText; scale: number },
+): Promise<DenoiserKnowledge> {
   const count = 64
   const scenes = Array.from({ length: count }, (_, i) => sceneAt(w.seen, 200_000 + i))
   const other = (n: number, of: number) => (n + 1 + (n % (of - 1))) % of
@@ -304,29 +322,25 @@ export async function denoiserKnowledge(w: World, vae: Module, unet: Module, wor
     host.data.map((v) => 2 * v - 1),
     host.shape,
   )
-  const encoded = await vae.call('encode', { image }, {}, { grad: false })
-  const mean = output(encoded, 'mean').toFloat32()
-  using latent = tensor(
-    mean.map((v) => v * scale),
-    output(encoded, 'mean').shape,
-  )
-  disposeAll(encoded)
+  const encoded = await vae.encode({ image }, { grad: false })
+  using latent = ops.mulScalar(encoded.mean, scale)
+  disposeAll({ ...encoded })
   const loss = async (claimed: readonly Scene[]): Promise<number> => {
-    const inputs = toTensors({ input_ids: captionIds(claimed.map(slotCaption), w.tokenizer, w.config.model.image_tokens) })
-    const text = await words.call('forward', inputs, {}, { grad: false })
-    const context = output(text, 'last_hidden_state')
+    const inputs = toTensors({
+      input_ids: captionIds(claimed.map(slotCaption), w.tokenizer, w.config.model.image_tokens),
+    })
+    using context = await words.forward(inputs['input_ids'] as Tensor, { grad: false })
     let sum = 0
     const draws = 4
     for (let step = 0; step < draws; step++) {
-      const y = await unet.call('loss', { latent, context }, {}, { grad: false, seed: w.config.seed, step })
-      sum += output(y, 'loss').item()
+      const y = await unet.loss({ latent, context }, { grad: false, seed: w.config.seed, step })
+      sum += y.loss.item()
       disposeAll(y)
     }
-    disposeAll(text)
     disposeAll(inputs)
     return sum / draws
   }
-  const out = {} as Record<keyof DenoiserKnowledge, number>
+  const out = {} as DenoiserKnowledge
   for (const [name, claimed] of Object.entries(falsified)) out[name as keyof DenoiserKnowledge] = await loss(claimed)
-  return out as DenoiserKnowledge
+  return out
 }

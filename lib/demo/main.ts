@@ -55,7 +55,7 @@ async function train(w: World): Promise<{ data: ReportData; results: Results }> 
 
   const evaluating = performance.now()
   const evaluation = await evaluate(w, deem)
-  const knowledge = await denoiserKnowledge(w, vae, unet, text, scale)
+  const knowledge = await denoiserKnowledge(w, { vae, unet, text, scale })
   const parameters = deem.parameters().reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0)
   const seconds = stages.reduce((sum, s) => sum + s.seconds, 0) + (performance.now() - evaluating) / 1000
   for (const m of [vae, unet, text, encoder, deem]) m.dispose()
@@ -69,7 +69,8 @@ async function main(flags: Flags): Promise<void> {
   const given = readDemoConfig(flags.config)
   const seeded = flags.seed === undefined ? given : { ...given, seed: Number(flags.seed) }
   const config = flags.quick ? quick(seeded) : seeded
-  const dir = flags.dir ?? join(root, 'runs', `demo${flags.quick ? '-quick' : ''}${flags.feedback ? '' : '-no-feedback'}`)
+  const dir =
+    flags.dir ?? join(root, 'runs', `demo${flags.quick ? '-quick' : ''}${flags.feedback ? '' : '-no-feedback'}`)
   claim(dir, config, flags.feedback)
 
   const stop = new AbortController()
@@ -101,7 +102,9 @@ class Stopped extends Error {
 }
 
 const program = new Command('demo')
-  .description('Trains a small DEEM on emoji scenes, measures it and writes a report. Stopped with Ctrl-C it goes on at the next start.')
+  .description(
+    'Trains a small DEEM on emoji scenes, measures it and writes a report. Stopped with Ctrl-C it goes on at the next start.',
+  )
   .option('--quick', 'every stage a few steps long: shows that all runs, not that it learns', false)
   .option('--no-feedback', 'without the consistency loss')
   .option('--dir <folder>', 'where everything is kept (default: runs/demo)')

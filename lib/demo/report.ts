@@ -38,7 +38,8 @@ export function resultsOf({ seen, unseen, paintings }: Evaluation): Results {
 
 const descriptions: Record<StageResult['stage'], string> = {
   vae: 'Pictures to latents and back, on crops of one object.',
-  denoiser: 'Latents denoised under a caption of fixed slots: first crops, then whole scenes. From here on it is frozen.',
+  denoiser:
+    'Latents denoised under a caption of fixed slots: first crops, then whole scenes. From here on it is frozen.',
   language: 'Descriptions, questions and answers in words alone.',
   encoder: 'ConvNeXt, contrastively: crops against their captions.',
   alignment: 'All three losses; language model and denoiser frozen, the encoder and everything between trained.',
@@ -79,13 +80,21 @@ export function reportData({ w, evaluation, stages, knowledge, parameters, secon
       ['instructions', isa()],
       ['peak memory', `${Math.round(memory().peak / 2 ** 20)} MB`],
     ],
-    tables: [questionTable(seen, unseen), negativesTable(seen, unseen), captionTable(seen, unseen), pictureTable(evaluation)],
+    tables: [
+      questionTable(seen, unseen),
+      negativesTable(seen, unseen),
+      captionTable(seen, unseen),
+      pictureTable(evaluation),
+    ],
     stages: stages.map(stageOf),
     galleries: [
       described(w, `Unseen scenes, ${trained}`, seen),
       described(w, `Unseen scenes, ${other}: a vendor never trained on`, unseen),
       painted(evaluation),
-      reconstructed('What the encoder saw', [...seen.reconstructions.slice(0, 12), ...unseen.reconstructions.slice(0, 12)]),
+      reconstructed('What the encoder saw', [
+        ...seen.reconstructions.slice(0, 12),
+        ...unseen.reconstructions.slice(0, 12),
+      ]),
     ],
     notes: [
       'Intervals are Wilson 95 % intervals over questions or pictures of one trained model; they say nothing about another seed.',
@@ -129,7 +138,8 @@ function questionTable(seen: GroupResult, unseen: GroupResult): ReportTable {
 }
 
 function negativesTable(seen: GroupResult, unseen: GroupResult): ReportTable {
-  const cells = (kind: string) => [seen, unseen].map((g) => rightAnswers(g.answers.existence.filter((a) => a.negatives === kind)))
+  const cells = (kind: string) =>
+    [seen, unseen].map((g) => rightAnswers(g.answers.existence.filter((a) => a.negatives === kind)))
   return {
     title: 'Existence, by where the absent nouns come from',
     columns: ['seen vendors', 'unseen vendor'],
@@ -178,7 +188,9 @@ function described({ sprites }: World, title: string, group: GroupResult): Repor
   const answered = Array.from({ length: 8 }, (_, i) => i).flatMap((i): [Scene, ReportLine[]][] => {
     const kind = questionKinds[i % questionKinds.length] as (typeof questionKinds)[number]
     const one = group.answers[kind][i]
-    return one ? [[one.scene, [{ label: one.question, said: one.said, truth: one.truth, right: one.said === one.truth }]]] : []
+    return one
+      ? [[one.scene, [{ label: one.question, said: one.said, truth: one.truth, right: one.said === one.truth }]]]
+      : []
   })
   const all = [...captioned, ...answered]
   const pictures = renderScenes(
@@ -205,7 +217,7 @@ function painted({ paintings }: Evaluation): ReportGallery {
 function reconstructed(title: string, list: GroupResult['reconstructions']): ReportGallery {
   return {
     title,
-    note: 'Left the scene, right what the frozen denoiser paints from the encoder\'s tokens and maps, the path of the consistency loss.',
+    note: "Left the scene, right what the frozen denoiser paints from the encoder's tokens and maps, the path of the consistency loss.",
     items: list.map(({ picture, reconstruction }) => ({
       pictures: [
         { picture, label: 'scene' },

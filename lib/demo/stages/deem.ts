@@ -12,8 +12,12 @@ import {
   stream,
 } from '../../data/index.js'
 import type { Random } from '../../data/random.js'
-import type { Module } from '../../module.js'
+import type { ClipText } from '../../models/clip-text.js'
+import type { ConvNext } from '../../models/convnext.js'
 import { Deem } from '../../models/deem.js'
+import type { Unet } from '../../models/unet.js'
+import type { Vae } from '../../models/vae.js'
+import type { Module } from '../../module.js'
 import { buildSequences, type Document, image, text } from '../../sequence.js'
 import type { Tensor } from '../../tensor.js'
 import { AdamW } from '../../train/adamw.js'
@@ -95,7 +99,7 @@ export async function trainLanguage(w: World, deem: Module): Promise<StageResult
 export async function assemble(
   w: World,
   deem: Module,
-  { vae, unet, text: words, encoder }: Record<'vae' | 'unet' | 'text' | 'encoder', Module>,
+  { vae, unet, text: words, encoder }: { vae: Vae; unet: Unet; text: ClipText; encoder: ConvNext },
 ): Promise<void> {
   const copy = (from: Module, prefix: string) => {
     for (const { name } of from.parameters()) {

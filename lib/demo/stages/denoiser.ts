@@ -9,7 +9,9 @@ import {
   slotCaption,
   stream,
 } from '../../data/index.js'
-import { Module, output } from '../../module.js'
+import { ClipText } from '../../models/clip-text.js'
+import { Unet } from '../../models/unet.js'
+import type { Vae } from '../../models/vae.js'
 import { ops } from '../../ops.js'
 import { Scope } from '../../scope.js'
 import { type Tensor, tensor } from '../../tensor.js'
@@ -19,8 +21,8 @@ import { disposeAll, optimizerOptions, runStage, type StageResult, toTensors, ty
 import { signed } from './vae.js'
 
 export interface TrainedDenoiser {
-  unet: Module
-  text: Module
+  unet: Unet
+  text: ClipText
   result: StageResult
 }
 
@@ -29,11 +31,11 @@ interface Batch extends Record<string, Tensor> {
   input_ids: Tensor
 }
 
-export async function trainDenoiser(w: World, vae: Module, scale: number): Promise<TrainedDenoiser> {
+export async function trainDenoiser(w: World, vae: Vae, scale: number): Promise<TrainedDenoiser> {
   const settings = w.config.stages.denoiser
   const { seed } = w.config
-  const unet = await Module.create('unet', denoiserConfig(w.config), { seed: seed + 1 })
-  const text = await Module.create('clip_text', textEncoderConfig(w.config, w.tokenizer.vocabSize), { seed: seed + 2 })
+  const unet = await Unet.build(denoiserConfig(w.config), { seed: seed + 1 })
+  const text = await ClipText.build(textEncoderConfig(w.config, w.tokenizer.vocabSize), { seed: seed + 2 })
   const optimizer = new AdamW([unet, text], optimizerOptions(w, 'denoiser'))
   const cropSteps = Math.round(settings.steps * settings.crop_share)
 
@@ -60,13 +62,10 @@ export async function trainDenoiser(w: World, vae: Module, scale: number): Promi
     lrFactor: number,
   ): Promise<Record<string, number>> => {
     using scope = new Scope()
-    const encoded = scope.keep(await vae.call('encode', { image }, {}, { grad: false }))
-    const latent = scope.keep(ops.mulScalar(output(encoded, 'mean'), scale))
-    const words = scope.keep(await text.call('forward', { input_ids }))
-    const y = scope.keep(
-      await unet.call('loss', { latent, context: output(words, 'last_hidden_state') }, {}, { seed, step }),
-    )
-    const loss = output(y, 'loss')
+    const { mean } = scope.keep(await vae.encode({ image }, { grad: false }))
+    const latent = scope.keep(ops.mulScalar(mean, scale))
+    const context = scope.keep(await text.forward(input_ids))
+    const { loss } = scope.keep(await unet.loss({ latent, context }, { seed, step }))
     await loss.backward()
     await optimizer.step(lrFactor)
     optimizer.zeroGrad()
@@ -85,8 +84,8 @@ export async function trainDenoiser(w: World, vae: Module, scale: number): Promi
 }
 
 /** The text encoder's words for the caption that says nothing: where classifier-free guidance starts from. */
-export async function emptyCaption(w: World, text: Module): Promise<Tensor> {
+export async function emptyCaption(w: World, text: ClipText): Promise<Tensor> {
   const { data, shape } = captionIds([''], w.tokenizer, w.config.model.image_tokens)
   using input_ids = tensor(data, shape)
-  return output(await text.call('forward', { input_ids }, {}, { grad: false }), 'last_hidden_state')
+  return await text.forward(input_ids, { grad: false })
 }

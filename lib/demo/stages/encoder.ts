@@ -1,5 +1,6 @@
 /** Stage 4: the ConvNeXt encoder, contrastively: crops against their captions, both ways (Radford et al., CLIP). */
 import { captionIds, cropAt, cropCaption, renderCrops } from '../../data/index.js'
+import { ConvNext } from '../../models/convnext.js'
 import { Module, output } from '../../module.js'
 import { ops } from '../../ops.js'
 import { Scope, tidy } from '../../scope.js'
@@ -13,14 +14,14 @@ const clipDeviation = [0.26862954, 0.26130258, 0.27577711]
 const captionLength = 12
 
 export interface TrainedEncoder {
-  encoder: Module
+  encoder: ConvNext
   result: StageResult
 }
 
 export async function trainEncoder(w: World): Promise<TrainedEncoder> {
   const settings = w.config.stages.encoder
   const { seed } = w.config
-  const encoder = await Module.create('convnext', encoderConfig(w.config), { seed: seed + 3 })
+  const encoder = await ConvNext.build(encoderConfig(w.config), { seed: seed + 3 })
   const heads = await Module.create(
     'contrastive',
     {
@@ -48,8 +49,8 @@ export async function trainEncoder(w: World): Promise<TrainedEncoder> {
     },
     train: async ({ pixels, words }, step, lrFactor) => {
       using scope = new Scope()
-      const y = scope.keep(await encoder.call('forward', { pixels }, { training: true }, { seed, step }))
-      const z = scope.keep(await heads.call('loss', { features: output(y, 'pooled'), words }))
+      const { pooled } = scope.keep(await encoder.forward(pixels, { training: true, seed, step }))
+      const z = scope.keep(await heads.call('loss', { features: pooled, words }))
       const loss = output(z, 'loss')
       await loss.backward()
       await optimizer.step(lrFactor)

@@ -1,6 +1,6 @@
 /** Stage 1: a small VAE, on crops; convolutions carry over to whole scenes. */
 import { cropAt, renderCrops, renderScenes, sceneAt } from '../../data/index.js'
-import { Module, output } from '../../module.js'
+import { Vae } from '../../models/vae.js'
 import { ops } from '../../ops.js'
 import { tidy } from '../../scope.js'
 import { type Tensor, tensor } from '../../tensor.js'
@@ -15,7 +15,7 @@ export function signed(picture: { data: Float32Array; shape: number[] }): Tensor
 }
 
 export interface TrainedVae {
-  vae: Module
+  vae: Vae
   /** 1 / deviation of its latents: the denoiser wants unit variance. */
   scale: number
   result: StageResult
@@ -23,7 +23,7 @@ export interface TrainedVae {
 
 export async function trainVae(w: World): Promise<TrainedVae> {
   const { batch, kl_weight } = w.config.stages.vae
-  const vae = await Module.create('vae', vaeConfig(w.config), { seed: w.config.seed })
+  const vae = await Vae.build(vaeConfig(w.config), { seed: w.config.seed })
   const optimizer = new AdamW(vae, optimizerOptions(w, 'vae'))
   const result = await runStage(w, 'vae', {
     models: { vae },
@@ -42,12 +42,12 @@ export async function trainVae(w: World): Promise<TrainedVae> {
   return { vae, scale: await latentScale(w, vae), result }
 }
 
-async function latentScale(w: World, vae: Module): Promise<number> {
+async function latentScale(w: World, vae: Vae): Promise<number> {
   const scenes = Array.from({ length: 64 }, (_, i) => sceneAt(w.train, i))
   using image = signed(renderScenes(scenes, w.sprites))
-  const y = await vae.call('encode', { image }, {}, { grad: false })
-  const values = output(y, 'mean').toFloat32()
-  disposeAll(y)
+  const encoded = await vae.encode({ image }, { grad: false })
+  const values = encoded.mean.toFloat32()
+  disposeAll({ ...encoded })
   const mean = values.reduce((a, v) => a + v, 0) / values.length
   return 1 / Math.sqrt(values.reduce((a, v) => a + (v - mean) ** 2, 0) / values.length)
 }
