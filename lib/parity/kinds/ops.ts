@@ -193,7 +193,7 @@ export function opRunner(op: string): ((c: Case, repeat: number, timing: Timing)
 }
 
 /** Steps with given gradients: the gradient of sum(p * g) is g, so the public path is used from end to end. */
-async function runAdamW(c: Case, repeat: number, timing: Timing): Promise<Comparison[]> {
+async function runAdamW(c: Case, _repeat: number, timing: Timing): Promise<Comparison[]> {
   const results: Comparison[] = []
   const { compare } = await import('../compare.js')
   for (const settings of c.config['cases'] as Json[]) {
@@ -242,6 +242,5 @@ async function runAdamW(c: Case, repeat: number, timing: Timing): Promise<Compar
       results.push(compare(prefix + name, value, want, 'op', 'f32'))
     }
   }
-  void repeat
   return results
 }

@@ -1,0 +1,174 @@
+// The parity command on the stored cases: all pass, and it notices whatever is not as it should be.
+import { spawnSync } from 'node:child_process'
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import test from 'ava'
+import { ops, readTensors, type Tensor, tensor, writeTensors } from 'deem'
+
+const root = fileURLToPath(new URL('..', import.meta.url))
+const fixtures = join(root, 'test/fixtures')
+
+interface Result {
+  case: string
+  ok: boolean
+  compared: number
+  failures: string[]
+}
+
+function parity(...args: string[]): { status: number | null; stdout: string; stderr: string } {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [join(root, 'dist/parity/cli.js'), ...args], {
+    encoding: 'utf8',
+  })
+  return { status, stdout, stderr }
+}
+
+const resultsOf = (stdout: string) => (JSON.parse(stdout) as { results: Result[] }).results
+
+function countCases(dir: string): number {
+  const here = existsSync(join(dir, 'config.json')) ? 1 : 0
+  const below = readdirSync(dir, { withFileTypes: true }).filter((entry) => entry.isDirectory())
+  return below.reduce((sum, { name }) => sum + countCases(join(dir, name)), here)
+}
+
+test('every stored case agrees with the reference', (t) => {
+  const { status, stdout, stderr } = parity(fixtures, '--json')
+  t.is(status, 0, stderr + stdout)
+  const results = resultsOf(stdout)
+  t.is(results.length, countCases(fixtures))
+  for (const { case: name, ok, compared } of results) t.true(ok && compared > 0, name)
+})
+
+test('a line a case, and times if asked', (t) => {
+  const { status, stdout } = parity(join(fixtures, 'ops/linear'), '--repeat', '2')
+  t.is(status, 0)
+  t.regex(stdout, /ops\/linear .*outputs .* gradients .* ok/)
+  t.regex(stdout, /ms/)
+})
+
+/** A copy of a case that may be damaged. */
+function withCopy(kind: string, change: (dir: string) => Promise<void> | void, check: (dir: string) => void) {
+  const base = mkdtempSync(join(tmpdir(), 'deem-parity-'))
+  const dir = join(base, kind)
+  cpSync(join(fixtures, kind), dir, { recursive: true })
+  return (async () => {
+    try {
+      await change(dir)
+      check(dir)
+    } finally {
+      rmSync(base, { recursive: true })
+    }
+  })()
+}
+
+async function rewrite(path: string, change: (all: Record<string, Tensor>) => void): Promise<void> {
+  const { tensors } = await readTensors(path)
+  change(tensors)
+  await writeTensors(path, tensors)
+}
+
+const damages: { name: string; kind: string; says: RegExp; change: (dir: string) => Promise<void> | void }[] = [
+  {
+    name: 'a changed output',
+    kind: 'ops/rms_norm',
+    says: /differ|abs/,
+    change: (dir) =>
+      rewrite(join(dir, 'outputs.safetensors'), (all) => {
+        const [name, x] = Object.entries(all)[0] as [string, Tensor]
+        all[name] = ops.addScalar(x, 1e-3)
+      }),
+  },
+  {
+    name: 'a changed gradient',
+    kind: 'modules/text_head',
+    says: /abs|rel/,
+    change: (dir) =>
+      rewrite(join(dir, 'grads.safetensors'), (all) => {
+        const [name, x] = Object.entries(all)[0] as [string, Tensor]
+        all[name] = ops.mulScalar(x, 1.01)
+      }),
+  },
+  {
+    name: 'a stored output nobody computes',
+    kind: 'ops/rope',
+    says: /unheard_of/,
+    change: (dir) =>
+      rewrite(join(dir, 'outputs.safetensors'), (all) => {
+        all['unheard_of'] = tensor([1, 2, 3])
+      }),
+  },
+  {
+    name: 'a missing weight',
+    kind: 'modules/text_head',
+    says: /ERR_/,
+    change: (dir) =>
+      rewrite(join(dir, 'weights.safetensors'), (all) => {
+        delete all[Object.keys(all)[0] as string]
+      }),
+  },
+  {
+    name: 'a truncated file',
+    kind: 'ops/linear',
+    says: /ERR_/,
+    change: (dir) => truncateSync(join(dir, 'inputs.safetensors'), 100),
+  },
+  {
+    name: 'an unknown configuration key',
+    kind: 'modules/text_head',
+    says: /ERR_CONFIG.*no_such_key/,
+    change: (dir) => {
+      const path = join(dir, 'config.json')
+      const config = JSON.parse(readFileSync(path, 'utf8')) as Record<string, unknown>
+      writeFileSync(path, JSON.stringify({ ...config, no_such_key: 1 }))
+    },
+  },
+]
+
+for (const { name, kind, says, change } of damages)
+  test(`${name} fails the case and says so`, (t) =>
+    withCopy(kind, change, (dir) => {
+      const { status, stdout, stderr } = parity(dir)
+      t.is(status, 1)
+      t.regex(stdout, /FAIL/)
+      t.regex(stdout + stderr, says)
+    }))
+
+test('an unknown kind fails and is named', (t) =>
+  withCopy(
+    'ops/linear',
+    (dir) => cpSync(dir, join(dir, '../convolve'), { recursive: true }),
+    (dir) => {
+      const { status, stdout } = parity(join(dir, '..'), '--json')
+      t.is(status, 1)
+      const results = resultsOf(stdout)
+      t.deepEqual(
+        results.map(({ ok }) => ok),
+        [false, true],
+      )
+      t.regex(results[0]?.failures.join() ?? '', /ops\/convolve/)
+    },
+  ))
+
+test('calls that make no sense are refused', (t) => {
+  for (const args of [
+    [],
+    ['/no/such/folder'],
+    [fixtures, '--dtype', 'f64'],
+    [fixtures, '--device', 'tpu'],
+    [fixtures, '--repeat', '-1'],
+  ]) {
+    const { status, stderr } = parity(...args)
+    t.not(status, 0, args.join(' '))
+    t.true(stderr.length > 0, args.join(' '))
+  }
+})
