@@ -1,5 +1,5 @@
 // One case of an operation drives every check: the value against a float64 reference, the gradient against float64 finite
-// differences of that reference, and both again with inputs that are strided views.
+// differences of that reference, and both again with inputs that are strided views and, where asked, of 16 bits.
 import test from 'ava'
 import { backward, DeemError, type DType, type ErrorCode, ops, type Tensor, tensor } from 'deem'
 
@@ -28,7 +28,13 @@ export interface OpCase {
   tolerance?: { value?: number; grad?: number }
   /** Elements of each input whose derivative is checked; default 40. */
   probes?: number
+  /** Narrow dtypes to run in too, against the reference of rounded inputs; the limit of value and gradients. */
+  narrow?: Partial<Record<NarrowDType, number>>
 }
+
+export type NarrowDType = 'bf16' | 'f16'
+/** Half a unit in the last place of the largest number, once for the result and once for what is rounded before it. */
+export const narrowLimits: Record<NarrowDType, number> = { bf16: 2 ** -8, f16: 2 ** -11 }
 
 /** A small seeded generator (mulberry32), and normals from it. */
 export function generator(seed: number): { uniform: () => number; normal: () => number } {
@@ -50,6 +56,11 @@ function hash(text: string): number {
 }
 
 const size = (shape: number[]) => shape.reduce((a, b) => a * b, 1)
+
+/** The nearest numbers of a narrow dtype. */
+function rounded(data: ArrayLike<number>, dtype: NarrowDType): Float64Array {
+  return Float64Array.from(ops.cast(ops.cast(tensor(Float32Array.from(data)), dtype), 'f32').toFloat32())
+}
 
 function make(spec: InputSpec, data: Float64Array, view: boolean): { leaf: Tensor; used: Tensor } {
   const dtype = spec.dtype ?? 'f32'
@@ -87,27 +98,35 @@ function make(spec: InputSpec, data: Float64Array, view: boolean): { leaf: Tenso
 /** Registers the tests of one operation. */
 export function opTest(op: string, cases: OpCase[]): void {
   for (const c of cases)
-    for (const view of [false, true])
-      test(`${op}: ${c.name}${view ? ', strided' : ''}`, async (t) => {
+    for (const variant of ['', 'strided', ...(Object.keys(c.narrow ?? {}) as NarrowDType[])] as const)
+      test(`${op}: ${c.name}${variant && `, ${variant}`}`, async (t) => {
+        const view = variant === 'strided'
+        const narrow = variant === 'bf16' || variant === 'f16' ? variant : null
+        const limit = narrow ? c.narrow?.[narrow] : undefined
         const random = generator(hash(op + c.name))
         const x: Record<string, F64> = {}
         for (const [name, spec] of Object.entries(c.inputs)) {
           const data = new Float64Array(size(spec.shape))
           for (let i = 0; i < data.length; i++)
             data[i] = Math.fround(spec.values ? spec.values(i, random.normal) : random.normal())
-          x[name] = { data, shape: spec.shape }
+          x[name] = { data: narrow && !spec.dtype ? rounded(data, narrow) : data, shape: spec.shape }
         }
         const made = Object.fromEntries(
           Object.entries(c.inputs).map(([name, spec]) => [name, make(spec, (x[name] as F64).data, view)]),
         )
-        const y = c.run(Object.fromEntries(Object.entries(made).map(([name, m]) => [name, m.used])))
+        const used = Object.entries(made).map(([name, m]) => [
+          name,
+          narrow && m.used.dtype === 'f32' ? ops.cast(m.used, narrow) : m.used,
+        ])
+        const y = c.run(Object.fromEntries(used))
         const want = Float64Array.from(c.reference(x))
-        compare(t, 'value', y.toFloat32(), want, c.tolerance?.value ?? 2e-6)
+        compare(t, 'value', y.toFloat32(), want, limit ?? c.tolerance?.value ?? 2e-6)
 
         const trained = Object.entries(c.inputs).filter(([, s]) => s.grad ?? (s.dtype ?? 'f32') === 'f32')
         if (trained.length === 0 || want.length === 0) return
-        const cotangent = Float32Array.from(want, () => random.normal())
-        await backward([y], [tensor(cotangent, y.shape)])
+        const drawn = Float32Array.from(want, () => random.normal())
+        const cotangent = narrow && y.dtype === narrow ? rounded(drawn, narrow) : drawn
+        await backward([y], [ops.cast(tensor(Float32Array.from(cotangent), y.shape), y.dtype)])
         const objective = () => {
           const v = c.reference(x)
           let s = 0
@@ -137,7 +156,7 @@ export function opTest(op: string, cases: OpCase[]): void {
             `gradient of ${name}`,
             picks.map((i) => got[i] as number),
             expected,
-            c.tolerance?.grad ?? 1e-5,
+            limit ?? c.tolerance?.grad ?? 1e-5,
           )
         }
       })

@@ -1,0 +1,208 @@
+import test from 'ava'
+import { backward, type Conv2dOptions, ops, setThreads, type Tensor, tensor, threads } from 'deem'
+import { compare, type F64, generator, narrowLimits, type OpCase, opTest, rejects, zeros } from '../_harness/op.js'
+
+/** y[n, i, j, o] = b[o] + sum over kh, kw, c of x[n, i * s + kh - top, j * s + kw - left, c] w[o, kh, kw, c], zeros outside. */
+function reference({ x, w, b }: Record<string, F64>, options: Conv2dOptions): Float64Array {
+  const { stride = 1, padLeft = 0, padRight = 0, padTop = 0, padBottom = 0, groups = 1 } = options
+  const [n, h, wide, channels] = (x as F64).shape as [number, number, number, number]
+  const [out, kh, kw, inner] = (w as F64).shape as [number, number, number, number]
+  const oh = Math.floor((h + padTop + padBottom - kh) / stride) + 1
+  const ow = Math.floor((wide + padLeft + padRight - kw) / stride) + 1
+  const y = new Float64Array(n * oh * ow * out)
+  for (let at = 0; at < y.length; at++) {
+    const o = at % out
+    const j = Math.floor(at / out) % ow
+    const i = Math.floor(at / out / ow) % oh
+    const image = Math.floor(at / out / ow / oh)
+    const first = groups === 1 ? 0 : o
+    let sum = b ? (b.data[o] as number) : 0
+    for (let r = 0; r < kh; r++)
+      for (let s = 0; s < kw; s++) {
+        const [row, column] = [i * stride + r - padTop, j * stride + s - padLeft]
+        if (row < 0 || row >= h || column < 0 || column >= wide) continue
+        for (let c = 0; c < inner; c++)
+          sum +=
+            ((x as F64).data[((image * h + row) * wide + column) * channels + first + c] as number) *
+            ((w as F64).data[((o * kh + r) * kw + s) * inner + c] as number)
+      }
+    y[at] = sum
+  }
+  return y
+}
+
+const around = (p: number): Conv2dOptions => ({ padLeft: p, padRight: p, padTop: p, padBottom: p })
+
+/** The kinds in the models. */
+const kinds = {
+  '3x3': { kernel: [3, 3], options: around(1) },
+  '3x3, stride 2, padded right and below': { kernel: [3, 3], options: { stride: 2, padRight: 1, padBottom: 1 } },
+  '3x3, stride 2, padding 1': { kernel: [3, 3], options: { stride: 2, ...around(1) } },
+  '1x1': { kernel: [1, 1], options: {} },
+  '4x4, stride 4': { kernel: [4, 4], options: { stride: 4 } },
+  '2x2, stride 2': { kernel: [2, 2], options: { stride: 2 } },
+  '7x7 depthwise': { kernel: [7, 7], options: around(3), depthwise: true },
+} satisfies Record<string, { kernel: [number, number]; options: Conv2dOptions; depthwise?: boolean }>
+
+interface Options extends Partial<OpCase> {
+  bias?: boolean
+}
+
+function convCase(
+  kind: string,
+  x: [number, number, number, number],
+  out: number,
+  [kh, kw]: [number, number],
+  options: Conv2dOptions,
+  { bias = true, ...rest }: Options = {},
+): OpCase {
+  const inner = x[3] / (options.groups ?? 1)
+  return {
+    name: `${kind} of [${x}] to ${out}${bias ? '' : ', no bias'}`,
+    inputs: { x: { shape: x }, w: { shape: [out, kh, kw, inner] }, ...(bias && { b: { shape: [out] } }) },
+    run: (t) => ops.conv2d(t['x'] as Tensor, t['w'] as Tensor, t['b'] ?? null, options),
+    reference: (v) => reference(v, options),
+    probes: 20,
+    ...rest,
+  }
+}
+
+const narrow = { bf16: narrowLimits.bf16 }
+opTest('conv2d', [
+  ...Object.entries(kinds).flatMap(([kind, { kernel, options, ...more }]) => {
+    const depthwise = 'depthwise' in more
+    const at = (x: [number, number, number, number], out: number, rest?: Options) =>
+      convCase(kind, x, depthwise ? x[3] : out, kernel, depthwise ? { ...options, groups: x[3] } : options, rest)
+    return [
+      at([2, 8, 8, 16], 8, { narrow }),
+      // Odd sizes, so that a stride leaves rows and columns over, and channels that fill no vector.
+      at([1, 7, 9, 3], 5, { bias: false }),
+      at([1, 5, 4, 17], 3, { narrow }),
+      at([3, 4, 5, 1], 1),
+      at([0, 8, 8, 4], 3),
+    ]
+  }),
+  // The smallest maps the kernel fits.
+  convCase('3x3 on one pixel', [1, 1, 1, 2], 3, [3, 3], around(1)),
+  convCase('4x4 on its own size', [2, 4, 4, 3], 2, [4, 4], { stride: 4 }),
+  convCase('7x7 depthwise on 2x3', [1, 2, 3, 5], 5, [7, 7], { ...around(3), groups: 5 }),
+  convCase('depthwise with one channel', [1, 4, 4, 1], 1, [3, 3], { ...around(1), groups: 1 }),
+  // Kinds that no model has.
+  convCase('1x5', [1, 4, 9, 3], 4, [1, 5], { padLeft: 2, padRight: 2 }),
+  convCase('5x1, padded above', [1, 6, 3, 2], 3, [5, 1], { padTop: 3 }),
+  convCase('2x3, stride 3, all paddings differ', [2, 7, 8, 3], 4, [2, 3], {
+    stride: 3,
+    padLeft: 1,
+    padRight: 2,
+    padTop: 0,
+    padBottom: 3,
+  }),
+  convCase('1x1, stride 2', [1, 5, 7, 6], 4, [1, 1], { stride: 2 }),
+  convCase('1x1, padded', [1, 3, 3, 2], 2, [1, 1], around(1)),
+  convCase('padding wider than the kernel', [1, 2, 2, 2], 2, [2, 2], around(3)),
+  convCase('3x3 depthwise, stride 2', [1, 7, 8, 19], 19, [3, 3], { stride: 2, ...around(1), groups: 19 }, { narrow }),
+  convCase('3x3 of 63 channels', [1, 6, 6, 63], 65, [3, 3], around(1), { probes: 5 }),
+  {
+    name: 'a crop of a larger map',
+    inputs: { x: { shape: [1, 8, 9, 4] }, w: { shape: [3, 3, 3, 4] } },
+    run: ({ x, w }) => {
+      const crop = ops.slice(ops.slice(x as Tensor, 1, 1, 7), 2, 2, 8)
+      return ops.conv2d(crop, w as Tensor, null, around(1))
+    },
+    reference: ({ x, w }) => {
+      const data = Float64Array.from({ length: 144 }, (_, i) => {
+        const [row, column, c] = [Math.floor(i / 24) + 1, (Math.floor(i / 4) % 6) + 2, i % 4]
+        return (x as F64).data[(row * 9 + column) * 4 + c] as number
+      })
+      return reference({ x: { data, shape: [1, 6, 6, 4] }, w: w as F64 }, around(1))
+    },
+  },
+])
+
+const bf16 = (...shape: number[]) => ops.cast(zeros(...shape), 'bf16')
+const conv =
+  (x: Tensor, w: Tensor, options: Conv2dOptions = {}, b: Tensor | null = null) =>
+  () =>
+    ops.conv2d(x, w, b, options)
+const map = zeros(1, 5, 5, 4)
+const w3 = zeros(2, 3, 3, 4)
+rejects('conv2d', {
+  'a map of three axes': ['ERR_SHAPE', conv(zeros(5, 5, 4), w3)],
+  'a weight of three axes': ['ERR_SHAPE', conv(map, zeros(2, 3, 4))],
+  'other channels': ['ERR_SHAPE', conv(map, zeros(2, 3, 3, 5))],
+  'a weight in the published layout': ['ERR_SHAPE', conv(map, zeros(2, 4, 3, 3))],
+  'a bias of another width': ['ERR_SHAPE', conv(map, w3, {}, zeros(3))],
+  'a bias with two axes': ['ERR_SHAPE', conv(map, w3, {}, zeros(1, 2))],
+  'a kernel higher than the map': ['ERR_SHAPE', conv(map, zeros(2, 6, 3, 4))],
+  'a kernel wider than the map': ['ERR_SHAPE', conv(map, zeros(2, 3, 6, 4))],
+  'a kernel larger than the padded map': ['ERR_SHAPE', conv(map, zeros(2, 8, 8, 4), around(1))],
+  'an empty kernel': ['ERR_SHAPE', conv(map, zeros(2, 0, 3, 4))],
+  'an empty map': ['ERR_SHAPE', conv(zeros(1, 0, 5, 4), w3)],
+  'no input channels': ['ERR_SHAPE', conv(zeros(1, 5, 5, 0), zeros(2, 3, 3, 0))],
+  'no output channels': ['ERR_SHAPE', conv(map, zeros(0, 3, 3, 4))],
+  'stride 0': ['ERR_VALUE', conv(map, w3, { stride: 0 })],
+  'a negative stride': ['ERR_VALUE', conv(map, w3, { stride: -1 })],
+  'half a stride': ['ERR_VALUE', conv(map, w3, { stride: 0.5 })],
+  'a huge stride': ['ERR_VALUE', conv(map, w3, { stride: 2 ** 40 })],
+  'negative padding': ['ERR_VALUE', conv(map, w3, { padTop: -1 })],
+  'huge padding': ['ERR_VALUE', conv(map, w3, { padLeft: 2 ** 52 })],
+  'padding that is no number': ['ERR_VALUE', conv(map, w3, { padLeft: Number.NaN })],
+  'padding to more elements than a tensor has': [
+    'ERR_SHAPE',
+    conv(zeros(64, 1, 1, 4), zeros(256, 3, 3, 4), around(60000)),
+  ],
+  'groups that do not divide': ['ERR_VALUE', conv(map, zeros(2, 3, 3, 1), { groups: 3 })],
+  'groups between 1 and the channels': ['ERR_VALUE', conv(map, zeros(4, 3, 3, 2), { groups: 2 })],
+  'no groups': ['ERR_VALUE', conv(map, w3, { groups: 0 })],
+  'negative groups': ['ERR_VALUE', conv(map, w3, { groups: -4 })],
+  'depthwise to more channels': ['ERR_VALUE', conv(map, zeros(8, 3, 3, 1), { groups: 4 })],
+  'a full weight for depthwise': ['ERR_SHAPE', conv(map, zeros(4, 3, 3, 4), { groups: 4 })],
+  'a weight of another dtype': ['ERR_DTYPE', conv(map, bf16(2, 3, 3, 4))],
+  'a bias of another dtype': ['ERR_DTYPE', conv(map, w3, {}, bf16(2))],
+  integers: ['ERR_DTYPE', conv(tensor(new Uint8Array(100), [1, 5, 5, 4]), tensor(new Uint8Array(72), [2, 3, 3, 4]))],
+  'f16, which the processor backend lacks': ['ERR_DTYPE', conv(ops.cast(map, 'f16'), ops.cast(w3, 'f16'))],
+})
+
+test('conv2d: works after everything refused', (t) => {
+  t.deepEqual(ops.conv2d(map, w3, null, around(1)).shape, [1, 5, 5, 2])
+})
+
+const normals = (shape: number[], seed: number) => {
+  const { normal } = generator(seed)
+  return tensor(Float32Array.from({ length: shape.reduce((a, v) => a * v, 1) }, normal), shape)
+}
+
+async function valueAndGradients(depthwise: boolean, wanted = [0, 1, 2]) {
+  const parts = [normals([2, 17, 19, 20], 1), normals([depthwise ? 20 : 24, 3, 3, depthwise ? 1 : 20], 2)]
+  parts.push(normals([parts[1]?.shape[0] as number], 3))
+  for (const i of wanted) (parts[i] as Tensor).requiresGrad = true
+  const [x, w, b] = parts as [Tensor, Tensor, Tensor]
+  const y = ops.conv2d(x, w, b, { ...around(1), groups: depthwise ? 20 : 1 })
+  await backward([y], [normals(y.shape, 4)])
+  return [y.toFloat32(), ...parts.map((p) => p.grad?.toFloat32())]
+}
+
+for (const depthwise of [false, true]) {
+  const name = depthwise ? 'depthwise conv2d' : 'conv2d'
+  test(`${name}: gradients only where wanted`, async (t) => {
+    const all = await valueAndGradients(depthwise)
+    for (const i of [0, 1, 2]) {
+      const one = await valueAndGradients(depthwise, [i])
+      t.deepEqual(one, [all[0], ...[0, 1, 2].map((k) => (k === i ? all[k + 1] : undefined))])
+    }
+  })
+
+  // Convolutions may cut their sums by the number of threads: equal bits for equal threads, rounding apart for others.
+  test.serial(`${name}: the same bits with the same threads`, async (t) => {
+    const before = threads()
+    try {
+      const first = await valueAndGradients(depthwise)
+      t.deepEqual(await valueAndGradients(depthwise), first)
+      setThreads(before === 1 ? 2 : 1)
+      for (const [i, other] of (await valueAndGradients(depthwise)).entries())
+        compare(t, ['y', 'dx', 'dw', 'db'][i] as string, other as Float32Array, first[i] as Float32Array, 1e-5)
+    } finally {
+      setThreads(before)
+    }
+  })
+}
