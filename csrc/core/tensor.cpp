@@ -1,6 +1,7 @@
 #include "core/tensor.h"
 
 #include <cstring>
+#include <limits>
 
 #include "core/memory.h"
 
@@ -34,6 +35,15 @@ Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   return t;
 }
 
+// Cut towards zero and clamped to the range of T, NaN becomes 0: as cast() does.
+template <class T>
+static T whole(double value) {
+  using Limits = std::numeric_limits<T>;
+  if (value != value) return 0;
+  if (value <= double(Limits::min())) return Limits::min();
+  return value >= double(Limits::max()) ? Limits::max() : T(value);
+}
+
 Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
   int64_t n = t.numel();
@@ -41,9 +51,9 @@ Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device
     case DType::f32: std::fill_n(t.data<float>(), n, float(value)); break;
     case DType::bf16: std::fill_n(t.data<bf16>(), n, bf16(float(value))); break;
     case DType::f16: std::fill_n(t.data<f16>(), n, f16(float(value))); break;
-    case DType::i64: std::fill_n(t.data<int64_t>(), n, int64_t(value)); break;
-    case DType::i32: std::fill_n(t.data<int32_t>(), n, int32_t(value)); break;
-    case DType::u8: std::fill_n(t.data<uint8_t>(), n, uint8_t(value)); break;
+    case DType::i64: std::fill_n(t.data<int64_t>(), n, whole<int64_t>(value)); break;
+    case DType::i32: std::fill_n(t.data<int32_t>(), n, whole<int32_t>(value)); break;
+    case DType::u8: std::fill_n(t.data<uint8_t>(), n, whole<uint8_t>(value)); break;
   }
   return t;
 }

@@ -111,6 +111,7 @@ Tensor slice(const Tensor& x, int64_t axis_in, int64_t begin_in, int64_t end_in)
 }
 
 Tensor broadcast_to(const Tensor& x, const Shape& shape) {
+  (void)shape.numel();  // throws on negative sizes and on overflow, which a view would not notice
   check<ShapeError>(broadcast_shapes("broadcast_to", x.shape(), shape) == shape, "[broadcast_to] ", x.shape(),
                     " does not broadcast to ", shape);
   if (shape == x.shape()) return x;

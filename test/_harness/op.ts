@@ -33,7 +33,7 @@ export interface OpCase {
 }
 
 export type NarrowDType = 'bf16' | 'f16'
-/** Half a unit in the last place of the largest number, once for the result and once for what is rounded before it. */
+/** One rounding of the largest number. */
 export const narrowLimits: Record<NarrowDType, number> = { bf16: 2 ** -8, f16: 2 ** -11 }
 
 /** A small seeded generator (mulberry32), and normals from it. */

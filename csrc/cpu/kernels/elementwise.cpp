@@ -11,7 +11,9 @@ DEEM_INLINE float abs(float x) { return std::fabs(x); }
 
 // 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x sigmoid(2u).
 DEEM_INLINE float gelu_tanh(float x) { return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
-DEEM_INLINE float gelu_tanh_derivative(float x) {
+// Beyond 16 it is 0 or 1, and x * x would overflow.
+DEEM_INLINE float gelu_tanh_derivative(float v) {
+  float x = v < -16.0f ? -16.0f : v > 16.0f ? 16.0f : v;
   float s = sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
   return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * x * x);
 }
