@@ -26,6 +26,12 @@ struct Pool {
   std::unordered_map<size_t, std::vector<void*>> free;
   MemoryStats stats{};
 
+  [[noreturn]] void refuse(size_t size) const {
+    size_t left = stats.limit - std::min(stats.limit, stats.current);
+    throw OutOfMemory(str("allocating ", size, " bytes would exceed the limit of ", stats.limit, " bytes; ",
+                          stats.current, " are in use and ", left, " are free"));
+  }
+
   void drop_cached() {
     for (auto& [size, blocks] : free) {
       for (void* b : blocks) std::free(b);
@@ -50,16 +56,12 @@ void* allocate(size_t bytes) {
   auto& blocks = p.free[size];
   void* block = nullptr;
   if (!blocks.empty()) {
-    if (p.stats.limit && p.stats.current + size > p.stats.limit)
-      throw OutOfMemory(str("allocating ", size, " bytes would exceed the limit of ", p.stats.limit, " bytes; ",
-                            p.stats.current, " are in use"));
+    if (p.stats.limit && p.stats.current + size > p.stats.limit) p.refuse(size);
     block = blocks.back();
     blocks.pop_back();
   } else {
     if (p.stats.limit && p.stats.reserved + size > p.stats.limit) p.drop_cached();
-    if (p.stats.limit && p.stats.reserved + size > p.stats.limit)
-      throw OutOfMemory(str("allocating ", size, " bytes would exceed the limit of ", p.stats.limit, " bytes; ",
-                            p.stats.current, " are in use"));
+    if (p.stats.limit && p.stats.reserved + size > p.stats.limit) p.refuse(size);
     block = std::aligned_alloc(kAlign, size);
     if (!block) {
       p.drop_cached();

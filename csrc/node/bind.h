@@ -165,6 +165,11 @@ struct From<MmfsOptions> {
   }
 };
 
+// object[name] = v for names that come from outside: Set would take `__proto__` for the prototype.
+inline void set_own(const Napi::Object& object, const std::string& name, Napi::Value v) {
+  object.DefineProperty(Napi::PropertyDescriptor::Value(name, v, napi_default_jsproperty));
+}
+
 inline Napi::Value to_js(Napi::Env env, const Tensor& t) { return JsTensor::wrap(env, t); }
 inline Napi::Value to_js(Napi::Env env, double v) { return Napi::Number::New(env, v); }
 

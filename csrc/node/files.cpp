@@ -23,8 +23,8 @@ static Napi::Value read_tensors(const Napi::CallbackInfo& info) {
         },
         [=](Napi::Env env) -> Napi::Value {
           auto out = Napi::Object::New(env), named = Napi::Object::New(env), meta = Napi::Object::New(env);
-          for (auto& t : *tensors) named.Set(t.name, JsTensor::wrap(env, t.tensor));
-          for (auto& [key, value] : *metadata) meta.Set(key, value);
+          for (auto& t : *tensors) set_own(named, t.name, JsTensor::wrap(env, t.tensor));
+          for (auto& [key, value] : *metadata) set_own(meta, key, Napi::String::New(env, value));
           out.Set("tensors", named);
           out.Set("metadata", meta);
           return out;
