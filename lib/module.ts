@@ -47,12 +47,8 @@ export class Module implements Disposable {
   }
 
   /** Builds a model of a registered kind with fresh parameters. Throws ERR_CONFIG naming unknown or missing keys. */
-  static async create(
-    kind: string,
-    config: object,
-    { seed = 0, dtype = 'f32', signal }: CreateOptions = {},
-  ): Promise<Module> {
-    return new Module(kind, await createHandle(kind, config, { seed, dtype, ...(signal && { signal }) }))
+  static async create(kind: string, config: object, options: CreateOptions = {}): Promise<Module> {
+    return new Module(kind, await createHandle(kind, config, options))
   }
 
   /** Every parameter and buffer, in the order of the model. */
@@ -104,13 +100,13 @@ export class Module implements Disposable {
    */
   load(
     path: string,
-    { prefix = '', strict = true, signal }: { prefix?: string; strict?: boolean } & CallOptions = {},
+    { prefix = '', strict = true, ...call }: { prefix?: string; strict?: boolean } & CallOptions = {},
   ): Promise<LoadReport> {
-    return run(() => this.handle.load(path, prefix, strict), { ...(signal && { signal }) })
+    return run(() => this.handle.load(path, prefix, strict), call)
   }
   /** Writes all parameters and buffers as safetensors, atomically; `dtype` defaults to the model's. */
-  save(path: string, { dtype, signal }: { dtype?: DType } & CallOptions = {}): Promise<void> {
-    return run(() => this.handle.save(path, dtype ?? ''), { ...(signal && { signal }) })
+  save(path: string, { dtype, ...call }: { dtype?: DType } & CallOptions = {}): Promise<void> {
+    return run(() => this.handle.save(path, dtype ?? ''), call)
   }
 
   /** Calls a method with named tensors. The results belong to the caller. */
@@ -118,14 +114,12 @@ export class Module implements Disposable {
     method: string,
     inputs: Record<string, Tensor | undefined>,
     options: object = {},
-    { grad = true, seed = 0, step = 0, signal }: ForwardOptions = {},
+    { grad = true, seed = 0, step = 0, ...call }: ForwardOptions = {},
   ): Promise<Record<string, Tensor>> {
     const handles = Object.fromEntries(
       Object.entries(inputs).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle]])),
     )
-    const outputs = await run(() => this.handle.call(method, handles, JSON.stringify(options), grad, seed, step), {
-      ...(signal && { signal }),
-    })
+    const outputs = await run(() => this.handle.call(method, handles, JSON.stringify(options), grad, seed, step), call)
     return Object.fromEntries(Object.entries(outputs).map(([name, h]) => [name, new Tensor(h)]))
   }
 
@@ -141,10 +135,10 @@ export class Module implements Disposable {
 export async function createHandle(
   kind: string,
   config: object,
-  { seed = 0, dtype = 'f32', signal }: CreateOptions,
+  { seed = 0, dtype = 'f32', ...call }: CreateOptions,
 ): Promise<NativeModel> {
   if (!Number.isSafeInteger(seed)) throw new DeemError('ERR_VALUE', `a seed must be a whole number but is ${seed}`)
-  return run(() => native.createModel(kind, JSON.stringify(config), seed, dtype), { ...(signal && { signal }) })
+  return run(() => native.createModel(kind, JSON.stringify(config), seed, dtype), call)
 }
 
 /** Picks an output by name; throws ERR_VALUE naming what there is. */

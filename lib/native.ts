@@ -28,6 +28,8 @@ export interface NativeTensor {
 export interface NativeTask<T> {
   promise: Promise<T>
   abort(): void
+  /** Steps done and in all; [0, 0] where the work does not say. */
+  progress(): [done: number, total: number]
 }
 
 export interface ParameterInfo {

@@ -1,7 +1,7 @@
 // The only caller of CMake: configures and builds through cmake-js in build-cmake/, then copies the addon to
 // build/Release, where node-gyp-build looks first. (node-gyp wipes build/, so CMake's cache must not live there.)
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, readdirSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readdirSync, renameSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -38,4 +38,8 @@ mkdirSync(release, { recursive: true })
 for (const folder of [join(out, 'Release'), out])
   if (existsSync(folder))
     for (const file of readdirSync(folder))
-      if (/\.(node|so(\.\d+)?)$/.test(file)) copyFileSync(join(folder, file), join(release, file))
+      if (/\.(node|so(\.\d+)?)$/.test(file)) {
+        // Renamed into place: a process that runs the old one keeps it.
+        copyFileSync(join(folder, file), join(release, `${file}.new`))
+        renameSync(join(release, `${file}.new`), join(release, file))
+      }

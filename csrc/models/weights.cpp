@@ -40,8 +40,10 @@ LoadReport load_weights(ParameterStore& params, const std::string& path, const s
   check<WeightsError>(!strict || (report.missing.empty() && report.unexpected.empty()), "'", path,
                       "' does not fit the model", listing("missing", report.missing),
                       listing("unexpected", report.unexpected));
+  int64_t done = 0;
   for (auto& [p, t] : pairs) {
     params.assign(*p, t);
+    report_progress(++done, int64_t(pairs.size()));
     poll_cancel();
   }
   return report;

@@ -26,6 +26,14 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
   out.Set("promise", task->deferred.Promise());
   out.Set("abort", Napi::Function::New(env, [cancel](const Napi::CallbackInfo&) { cancel->raised = true; }));
 
+  auto meter = std::make_shared<Meter>();
+  out.Set("progress", Napi::Function::New(env, [meter](const Napi::CallbackInfo& info) -> Napi::Value {
+            Napi::Array pair = Napi::Array::New(info.Env(), 2);
+            pair.Set(0u, double(meter->done.load()));
+            pair.Set(1u, double(meter->total.load()));
+            return pair;
+          }));
+
   if (data.pending++ == 0) data.carrier->function.Ref(env);
   Engine::get().post(
       [task, carrier = data.carrier, state = &data] {
@@ -45,7 +53,11 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
             });
         if (status != napi_ok) delete task;
       },
-      cancel);
+      cancel,
+      [meter](int64_t done, int64_t total) {
+        meter->total = total;
+        meter->done = done;
+      });
   return out;
 }
 

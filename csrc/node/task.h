@@ -1,11 +1,17 @@
-// Work on the engine thread with a promise: {promise, abort()}. `work` runs there and must not touch Napi; `finish` turns
+// Work on the engine thread with a promise: {promise, abort(), progress()}. `work` runs there and must not touch Napi; `finish` turns
 // its result into a JavaScript value on the JavaScript thread. Whatever work captures stays alive until it is done.
 #pragma once
+#include <atomic>
 #include <functional>
 
 #include "node/bind.h"
 
 namespace deem::node {
+
+// How far a task is, written by the engine thread and read by JavaScript.
+struct Meter {
+  std::atomic<int64_t> done{0}, total{0};
+};
 
 struct Task {
   Napi::Promise::Deferred deferred;

@@ -3,7 +3,7 @@ import type { Random } from './random.js'
 import type { Scene } from './scenes.js'
 
 /** Corner words of the slot caption; a crop's object is in the middle. */
-const corners = ['topleft', 'topright', 'bottomleft', 'bottomright'] as const
+export const cornerWords = ['topleft', 'topright', 'bottomleft', 'bottomright'] as const
 const middle = 'middle'
 /** Words of every {@link slotCaption}. */
 export const slotCaptionWords = 13
@@ -29,7 +29,7 @@ export function sparseCaption(scene: Scene, random: Random): string {
  * noun / `none`.
  */
 export function slotCaption(scene: Scene): string {
-  const slots = corners.map((corner, quadrant) => {
+  const slots = cornerWords.map((corner, quadrant) => {
     const object = scene.objects.find((candidate) => candidate.quadrant === quadrant)
     return object === undefined ? `${corner} none none` : `${corner} ${stateOf(object)} ${noun(object.noun).word}`
   })
@@ -116,7 +116,7 @@ export function captionTexts(): string[] {
     ...nouns.map(({ word }) => `${withArticle(word)} in the photo of upside down, and.`),
     ...backgrounds.map(({ name }) => `a ${name} background, nothing on`),
     ...quadrants,
-    [...corners, middle, 'upright upside none'].join(' '),
+    [...cornerWords, middle, 'upright upside none'].join(' '),
   ]
 }
 

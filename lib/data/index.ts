@@ -13,6 +13,7 @@ export {
 export {
   type CaptionFacts,
   type CaptionScore,
+  cornerWords,
   cropCaption,
   cropSlotCaption,
   denseCaption,

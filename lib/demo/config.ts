@@ -43,7 +43,11 @@ export const demoConfig = z.strictObject({
       crop_batch: whole,
       drop_caption: z.number().min(0).max(1),
     }),
-    language: z.strictObject(stage),
+    language: z.strictObject({
+      ...stage,
+      /** Of all steps: those at the start that are quiz alone. */
+      quiz_share: z.number().min(0).max(1),
+    }),
     encoder: z.strictObject(stage),
     alignment: z.strictObject({ ...stage, encoder_lr: z.number().positive() }),
     questions: z.strictObject(stage),

@@ -26,7 +26,7 @@ export function trainStep(
   model: Module,
   inputs: Record<string, Tensor | undefined>,
   optimizer: AdamW | null,
-  { method = 'train', options = {}, lrFactor = 1, lossScale = 1, seed = 0, step = 0, signal }: TrainStepOptions = {},
+  { method = 'train', options = {}, lrFactor = 1, lossScale = 1, seed = 0, step = 0, ...call }: TrainStepOptions = {},
 ): Promise<Record<string, number>> {
   const handles = Object.fromEntries(
     Object.entries(inputs).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle]])),
@@ -39,6 +39,6 @@ export function trainStep(
         seed,
         step,
       }),
-    { ...(signal && { signal }) },
+    call,
   )
 }
