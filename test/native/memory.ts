@@ -13,7 +13,8 @@ import {
   tensor,
   tidy,
 } from 'deem'
-import { collect, trainee } from '../_harness/memory.js'
+import { collect } from '../_harness/memory.js'
+import { trainee } from '../_harness/trainee.js'
 
 const MiB = 1 << 20
 /** Size classes may round a block up by a quarter. */
