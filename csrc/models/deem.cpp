@@ -133,11 +133,19 @@ Tensor Deem::visible_mask(const TensorMap& inputs) const {
   return Tensor::full({image.size(0), image.size(1), image.size(2), 1}, 1, image.dtype());
 }
 
-static void check_images(const char* name, const Tensor& t, int64_t count, int64_t side, int64_t channels) {
-  check<ShapeError>(t.ndim() == 4 && t.size(0) == count && t.size(3) == channels &&
-                        (side == 0 || (t.size(1) == side && t.size(2) == side)),
-                    "[deem] ", name, " must be [", count, ", ", side ? str(side) : "H", ", ", side ? str(side) : "W",
-                    ", ", channels, "] but has shape ", t.shape());
+static void check_images(const char* name, const Tensor& t, const Shape& shape) {
+  check<ShapeError>(t.shape() == shape, "[deem] ", name, " must be ", shape, " but has shape ", t.shape());
+  check<DTypeError>(is_float(t.dtype()), "[deem] ", name, " must be floating but is ", t.dtype());
+  // One pixel that is not finite would make every loss NaN, and generated text the first id of the vocabulary.
+  check<ValueError>(t.numel() == 0 || std::isfinite(sum(t.detach()).item()), "[deem] ", name,
+                    " hold values that are not finite");
+}
+
+void Deem::check_pictures(const TensorMap& inputs, int64_t n) const {
+  int64_t side = c_.image_size_in;
+  check_images("image_tensors", input(inputs, "image_tensors"), {n, side, side, 3});
+  if (auto mask = optional_input(inputs, "image_tensors_mask"))
+    check_images("image_tensors_mask", *mask, {n, side, side, 1});
 }
 
 Deem::Prepared Deem::prepare(const TensorMap& inputs, Mode mode) const {
@@ -149,12 +157,15 @@ Deem::Prepared Deem::prepare(const TensorMap& inputs, Mode mode) const {
   p.visibility = image_visibility(ids, p.starts, c_.tokens);
   if (n == 0) {
     p.embeds = embedding(llm_.embed_tokens, ids);
+    // No images rather than no features: a row reads the same whether or not its neighbours have pictures.
+    int64_t positions = 0;
+    for (int64_t side : c_.spatial_shapes) positions += side * side;
+    p.features = Tensor::zeros({ids.size(0), 0, positions, c_.image_embed_dim}, p.embeds.dtype());
     return p;
   }
+  check_pictures(inputs, n);
   const Tensor& image = input(inputs, "image_tensors");
-  check_images("image_tensors", image, n, 0, 3);
   p.mask = visible_mask(inputs);
-  check_images("image_tensors_mask", p.mask, n, 0, 1);
   p.seen = visual_.look(image, p.mask, mode);
   p.embeds = embed_interleaved(ids, llm_.embed_tokens, visual_.proj_t(p.seen.query_embeds), soi_token_, c_.tokens.image,
                                c_.tokens.soi);
@@ -282,7 +293,7 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
   };
   if (with_img || with_sniffer) {
     const Tensor& image = input(inputs, "image_tensors_dec");
-    check_images("image_tensors_dec", image, n, c_.image_size_dec, 3);
+    check_images("image_tensors_dec", image, {n, c_.image_size_dec, c_.image_size_dec, 3});
     once = add_scalar(mul_scalar(image, 2), -1);
     if (with_sniffer || !twice) std::tie(mean, logvar) = moments(once);
   }
@@ -291,10 +302,6 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
     Shape latent = mean.shape();
     Tensor t = draws.timesteps("sniffer_t", n, sd.schedule.steps());
     if (c_.compat.map_timesteps) t = sniffer_timesteps(t);
-    std::vector<Tensor> maps;
-    for (const Tensor& m : p.seen.maps)
-      maps.push_back(
-          reshape(mul(m, region(p.mask, m.size(1), m.size(2), m.dtype())), {n, 1, m.size(1), m.size(2), m.size(3)}));
     Denoised d =
         denoise(sd, mean, logvar, draws.normal("sniffer_eps", latent), draws.normal("sniffer_noise", latent), t,
                 visual_.proj_i(p.seen.query_embeds), masked_maps(p.seen, p.mask), Tensor::full({n, 1}, 1, DType::i64));

@@ -77,7 +77,7 @@ struct VisualTokenizer {
   std::optional<MaskPooling> feature_extractor;
 
   VisualTokenizer(const Scope& s, const DeemConfig& c);
-  // image [N, H, W, 3] in 0..1, mask [N, H, W, 1]
+  // image [N, H, W, 3] in 0..1, mask [N, H, W, 1]; both checked
   Seen look(const Tensor& image, const Tensor& mask, Mode mode) const;
 };
 
@@ -94,10 +94,10 @@ class Deem : public Model {
   struct Prepared {
     ImageStarts starts;
     Seen seen;
-    Tensor mask;           // [N, H, W, 1]
-    Tensor embeds;         // [B, L, C]
-    Tensor visibility;     // [B, L, most]
-    MaybeTensor features;  // [B, most, S, D]; none where no row has an image
+    Tensor mask;        // [N, H, W, 1]
+    Tensor embeds;      // [B, L, C]
+    Tensor visibility;  // [B, L, most]
+    Tensor features;    // [B, most, S, D]
   };
   Prepared prepare(const TensorMap& inputs, Mode mode) const;
   // The image decoder's reading of the states before each image.
@@ -110,9 +110,11 @@ class Deem : public Model {
 
   TensorMap train(const TensorMap& inputs, const Json& options) const;
   TensorMap generate_text(const TensorMap& inputs, const Json& options) const;
-  TensorMap see(const TensorMap& inputs) const;
+  TensorMap see(const TensorMap& inputs, const Json& options) const;
   TensorMap paint(const TensorMap& inputs, const Json& options) const;
   TensorMap reconstruct(const TensorMap& inputs, const Json& options) const;
+  Tensor starting_noise(const TensorMap& inputs, int64_t n) const;
+  void check_pictures(const TensorMap& inputs, int64_t n) const;
 
   DeemConfig c_;
   VisualTokenizer visual_;

@@ -3,8 +3,8 @@
 namespace deem {
 
 static SpecialTokens read_tokens(const Config& c) {
-  SpecialTokens t{c.integer("bos_token_id"), c.integer("eos_token_id"), c.integer("pad_token_id"),
-                  c.integer("soi_token_id"), c.integer("image_token_id")};
+  SpecialTokens t{c.integer("bos_token_id"), c.integer("eos_token_id"),   c.integer("pad_token_id"),
+                  c.integer("soi_token_id"), c.integer("image_token_id"), 0};
   for (const char* key : {"refleft_token_id", "refright_token_id", "boxleft_token_id", "boxright_token_id"})
     c.ignore(key);
   c.finish();
@@ -19,17 +19,29 @@ static Compat read_compat(const Config& c) {
   return {official, official, !official};
 }
 
+namespace {
+
+// Two sizes that have to be one.
+struct Size {
+  const char* name;
+  int64_t value;
+  const char* other;
+  int64_t wanted;
+};
+
+}  // namespace
+
 DeemConfig DeemConfig::read(const Json& json) {
   Config c(json, "deem");
   DeemConfig d;
   d.txt_vocab_size = c.integer("txt_vocab_size");
-  d.seq_len = c.integer("seq_len");
+  d.seq_len = c.positive("seq_len");
   d.tokens = read_tokens(c.child("special_token_dict"));
-  d.num_img_token = c.integer("num_img_token");
+  d.tokens.slots = d.num_img_token = c.positive("num_img_token");
   d.image_embed_dim = c.integer("image_embed_dim");
   d.spatial_shapes = c.integers("spatial_shapes");
-  d.grid_size = c.integer("grid_size");
-  d.image_size_in = c.integer("image_size_in");
+  d.grid_size = c.positive("grid_size");
+  d.image_size_in = c.positive("image_size_in");
   d.uncond_prob = c.number("uncond_prob", 0.1);
   d.compat = read_compat(c);
   d.freeze_llm = c.boolean("freeze_llm", true);
@@ -53,7 +65,7 @@ DeemConfig DeemConfig::read(const Json& json) {
   d.visual_perceiver = PerceiverConfig::read(c.child("visual_perceiver"));
   d.image_perceiver = PerceiverConfig::read(c.child("image_perceiver"));
   Config sd = c.child("sd");
-  d.image_size_dec = sd.integer("image_size");
+  d.image_size_dec = sd.positive("image_size");
   d.vae = VaeConfig::read(sd.child("vae"));
   d.unet = UnetConfig::read(sd.child("unet"));
   d.schedule = NoiseScheduleConfig::read(sd.child("scheduler"));
@@ -61,13 +73,28 @@ DeemConfig DeemConfig::read(const Json& json) {
   sd.finish();
   c.finish();
 
-  check<ConfigError>(d.convnext.adapter_dim == d.image_embed_dim, "config 'deem': convnext.adapter_dim is ",
-                     d.convnext.adapter_dim, " but image_embed_dim is ", d.image_embed_dim);
+  for (auto [name, value, other, wanted] :
+       {Size{"convnext.adapter_dim", d.convnext.adapter_dim, "image_embed_dim", d.image_embed_dim},
+        Size{"visual_perceiver.encoder_hidden_size", d.visual_perceiver.encoder_hidden_size, "image_embed_dim",
+             d.image_embed_dim},
+        Size{"visual_perceiver.num_queries", d.visual_perceiver.num_queries, "num_img_token", d.num_img_token},
+        Size{"image_perceiver.encoder_hidden_size", d.image_perceiver.encoder_hidden_size, "llm.hidden_size",
+             d.llm.hidden_size},
+        Size{"image_perceiver.hidden_size", d.image_perceiver.hidden_size, "sd.unet.cross_attention_dim",
+             d.unet.cross_attention_dim},
+        Size{"image_embed_dim", d.image_embed_dim, "sd.unet.cross_attention_dim", d.unet.cross_attention_dim},
+        Size{"sd.unet.in_channels", d.unet.in_channels, "sd.vae.latent_channels", d.vae.latent_channels},
+        Size{"sd.unet.out_channels", d.unet.out_channels, "sd.vae.latent_channels", d.vae.latent_channels}})
+    check<ConfigError>(value == wanted, "config 'deem': ", name, " is ", value, " but ", other, " is ", wanted);
+  check<ConfigError>(d.uncond_prob >= 0 && d.uncond_prob <= 1, "config key 'deem.uncond_prob' must be in 0..1 but is ",
+                     d.uncond_prob);
   check<ConfigError>(d.txt_vocab_size >= d.llm.vocab_size, "config 'deem': txt_vocab_size ", d.txt_vocab_size,
                      " is smaller than llm.vocab_size ", d.llm.vocab_size);
   for (int64_t id : {d.tokens.bos, d.tokens.eos, d.tokens.pad, d.tokens.soi, d.tokens.image})
     check<ConfigError>(id >= 0 && id < d.txt_vocab_size, "config 'deem.special_token_dict': id ", id,
                        " is outside the vocabulary of ", d.txt_vocab_size);
+  check<ConfigError>(d.tokens.soi != d.tokens.image,
+                     "config 'deem.special_token_dict': soi_token_id and image_token_id are both ", d.tokens.soi);
   return d;
 }
 

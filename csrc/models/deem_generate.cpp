@@ -28,21 +28,19 @@ TensorMap Deem::generate_text(const TensorMap& inputs, const Json& options) cons
   Config o(options, "generate_text");
   int64_t most = o.positive("max_new_tokens", 32), least = o.integer("min_length", 0);
   o.finish();
-  const Tensor &ids = input(inputs, "text_ids"), &given = input(inputs, "attention_mask");
-  check<ShapeError>(given.shape() == ids.shape() && given.dtype() == DType::i64,
-                    "[generate_text] attention_mask must be i64 ", ids.shape(), " but is ", given.dtype(), " ",
-                    given.shape());
-  Tensor keep = contiguous(given);
+  const Tensor& ids = input(inputs, "text_ids");
+  Tensor keep = checked_keep(input(inputs, "attention_mask"), ids);
+  check<ShapeError>(ids.ndim() == 2 && ids.size(1) > 0,
+                    "[generate_text] text_ids must be rows of at least one id but have shape ", ids.shape());
   int64_t rows = ids.size(0), length = ids.size(1);
-  check<ShapeError>(length > 0, "[generate_text] the prompt is empty");
   for (int64_t b = 0; b < rows; b++)
     check<ValueError>(keep.data<int64_t>()[(b + 1) * length - 1] != 0,
                       "[generate_text] prompts must be padded on the left, but row ", b, " ends in padding");
 
   Prepared p = prepare(inputs, {});
   LlamaState state;
-  MaybeTensor visible = p.features ? MaybeTensor(p.visibility) : MaybeTensor();
-  Tensor hidden = llm_.forward(p.embeds, keep, p.features, visible, prompt_positions(keep), {}, &state).last_hidden;
+  Tensor hidden =
+      llm_.forward(p.embeds, keep, p.features, p.visibility, prompt_positions(keep), {}, &state).last_hidden;
   Tensor positions = Tensor::empty({rows, 1}, DType::i64);
   for (int64_t b = 0; b < rows; b++)
     positions.data<int64_t>()[b] = std::count_if(
@@ -66,7 +64,8 @@ TensorMap Deem::generate_text(const TensorMap& inputs, const Json& options) cons
     report_progress(step + 1, most);
     if (std::all_of(done.begin(), done.end(), [](bool d) { return d; }) || step + 1 == most) break;
     keep = cat({keep, ones}, 1);
-    hidden = llm_.forward(embedding(llm_.embed_tokens, next), keep, {}, visible, positions, {}, &state).last_hidden;
+    hidden =
+        llm_.forward(embedding(llm_.embed_tokens, next), keep, {}, p.visibility, positions, {}, &state).last_hidden;
     for (int64_t b = 0; b < rows; b++) positions.data<int64_t>()[b]++;
   }
   int64_t width = int64_t(out.empty() ? 1 : out[0].size());
@@ -90,25 +89,36 @@ Tensor to_picture(const Tensor& decoded) { return clamp(add_scalar(mul_scalar(de
 
 }  // namespace
 
+// The state to start from: given, or drawn.
+Tensor Deem::starting_noise(const TensorMap& inputs, int64_t n) const {
+  int64_t side = c_.image_size_dec >> (c_.vae.block_out_channels.size() - 1);
+  Shape shape{n, side, side, c_.vae.latent_channels};
+  MaybeTensor given = optional_input(inputs, "latent");
+  if (!given) return randn(shape, int64_t(rng_state().seed), int64_t(take_stream()));
+  check<ShapeError>(given->shape() == shape, "[deem] latent must be ", shape, " but has shape ", given->shape());
+  check<DTypeError>(is_float(given->dtype()), "[deem] latent must be floating but is ", given->dtype());
+  return *given;
+}
+
 // Paints the images named by `which` [k] (indices in reading order) from the states before them; pixels given for them are
 // not looked at by anything that comes before. latent [k, h, w, C]: the noise to start from, else drawn from the seed.
 TensorMap Deem::paint(const TensorMap& inputs, const Json& options) const {
   SamplerOptions o(Config(options, "paint"));
   Prepared p = prepare(inputs, {});
   check<ValueError>(p.starts.images() > 0, "[paint] the rows hold no image to paint");
-  const Tensor& which = input(inputs, "which");
-  MaybeTensor visible = p.features ? MaybeTensor(p.visibility) : MaybeTensor();
-  Tensor hidden = llm_.forward(p.embeds, input(inputs, "attention_mask"), p.features, visible).last_hidden;
+  Tensor which = contiguous(input(inputs, "which"));
+  check<ShapeError>(which.ndim() == 1, "[paint] which must be [k] but has shape ", which.shape());
+  check<DTypeError>(which.dtype() == DType::i64, "[paint] which must be i64 but is ", which.dtype());
+  for (int64_t i : which.values<int64_t>())
+    check<IndexError>(i >= 0 && i < p.starts.images(), "[paint] which holds ", i, " but there are ", p.starts.images(),
+                      " images");
+  Tensor hidden = llm_.forward(p.embeds, input(inputs, "attention_mask"), p.features, p.visibility).last_hidden;
   ImageContext ctx = image_context(p, hidden, {});
   Tensors maps;
   for (const Tensor& m : ctx.history) maps.push_back(gather_rows(m, which));
   const Denoiser& sd = visual_.encoder;
   MmfsInputs mmfs{&sd.mmfs, maps, gather_rows(ctx.history_mask, which)};
-  int64_t k = which.numel(), side = c_.image_size_dec >> (c_.vae.block_out_channels.size() - 1);
-  MaybeTensor given = optional_input(inputs, "latent");
-  Tensor noise =
-      given ? *given
-            : randn({k, side, side, c_.vae.latent_channels}, int64_t(rng_state().seed), int64_t(take_stream()));
+  Tensor noise = starting_noise(inputs, which.numel());
   Tensor latent =
       sample(sd.unet, sd.schedule, noise, gather_rows(ctx.cond, which), neg_prompt_embeds_, mmfs, o.steps, o.guidance);
   return {{"latent", latent}, {"image", to_picture(sd.vae.decode(latent))}};
@@ -118,34 +128,60 @@ TensorMap Deem::paint(const TensorMap& inputs, const Json& options) const {
 TensorMap Deem::reconstruct(const TensorMap& inputs, const Json& options) const {
   SamplerOptions o(Config(options, "reconstruct"));
   const Tensor& image = input(inputs, "image_tensors");
-  check<ShapeError>(image.ndim() == 4 && image.size(3) == 3,
-                    "[reconstruct] image_tensors must be [N, H, W, 3] but have shape ", image.shape());
+  int64_t n = image.ndim() > 0 ? image.size(0) : 0;
+  check_pictures(inputs, n);
   Tensor mask = visible_mask(inputs);
   Seen seen = visual_.look(image, mask, {});
   const Denoiser& sd = visual_.encoder;
-  int64_t n = image.size(0), side = c_.image_size_dec >> (c_.vae.block_out_channels.size() - 1);
   MmfsInputs mmfs{&sd.mmfs, masked_maps(seen, mask), Tensor::full({n, 1}, 1, DType::i64)};
-  MaybeTensor given = optional_input(inputs, "latent");
-  Tensor noise =
-      given ? *given
-            : randn({n, side, side, c_.vae.latent_channels}, int64_t(rng_state().seed), int64_t(take_stream()));
+  Tensor noise = starting_noise(inputs, n);
   Tensor latent = sample(sd.unet, sd.schedule, noise, visual_.proj_i(seen.query_embeds), neg_prompt_embeds_, mmfs,
                          o.steps, o.guidance);
   return {{"latent", latent}, {"image", to_picture(sd.vae.decode(latent))}};
 }
 
-TensorMap Deem::see(const TensorMap& inputs) const {
-  Seen seen = visual_.look(input(inputs, "image_tensors"), visible_mask(inputs), {});
+TensorMap Deem::see(const TensorMap& inputs, const Json& options) const {
+  Config(options, "see").finish();
+  const Tensor& image = input(inputs, "image_tensors");
+  check_pictures(inputs, image.ndim() > 0 ? image.size(0) : 0);
+  Seen seen = visual_.look(image, visible_mask(inputs), {});
   return {{"query_embeds", seen.query_embeds}, {"sniffer_tokens", seen.tokens}};
 }
 
+// A batch may be handed to any method: what a method does not need it does not read. A name that no method knows is a mistake.
+static void check_names(const TensorMap& inputs) {
+  static const std::vector<std::string> known{"text_ids",
+                                              "attention_mask",
+                                              "num_image_per_seq",
+                                              "nearest_bos_idxs",
+                                              "labels",
+                                              "prompt_offset",
+                                              "image_tensors",
+                                              "image_tensors_dec",
+                                              "image_tensors_mask",
+                                              "image_loss_mask",
+                                              "sniffer_t",
+                                              "sniffer_noise",
+                                              "sniffer_eps",
+                                              "img_t",
+                                              "img_noise",
+                                              "img_eps",
+                                              "uncond_rand",
+                                              "which",
+                                              "latent"};
+  for (auto& [name, unused] : inputs)
+    check<ValueError>(std::find(known.begin(), known.end(), name) != known.end(), "[deem] there is no input '", name,
+                      "'; the nearest name is '", nearest_name(name, known), "'");
+}
+
 TensorMap Deem::call(const std::string& method, const TensorMap& inputs, const Json& options) {
+  check_names(inputs);
   if (method == "train") return train(inputs, options);
   GradMode off(false);
   if (method == "generate_text") return generate_text(inputs, options);
   if (method == "paint") return paint(inputs, options);
   if (method == "reconstruct") return reconstruct(inputs, options);
-  if (method == "see") return see(inputs);
+  if (method == "see") return see(inputs, options);
   unknown_method("deem", method);
 }
 

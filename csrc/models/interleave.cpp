@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops.h"
+
 namespace deem {
 
 static void check_ids(const Tensor& ids) {
@@ -9,22 +11,40 @@ static void check_ids(const Tensor& ids) {
   check<DTypeError>(ids.dtype() == DType::i64, "[deem] text_ids must be i64 but is ", ids.dtype());
 }
 
-static void check_vector(const char* name, const Tensor& t, int64_t n) {
+static Tensor checked_vector(const char* name, const Tensor& t, int64_t n) {
   check<ShapeError>(t.shape() == Shape{n}, "[deem] ", name, " must be [", n, "] but has shape ", t.shape());
   check<DTypeError>(t.dtype() == DType::i64, "[deem] ", name, " must be i64 but is ", t.dtype());
+  return contiguous(t);
 }
 
-ImageStarts find_images(const Tensor& ids, const Tensor& counts, const MaybeTensor& nearest_bos,
+Tensor checked_keep(const Tensor& keep, const Tensor& ids) {
+  check<ShapeError>(keep.shape() == ids.shape(), "[deem] attention_mask must be ", ids.shape(), " but has shape ",
+                    keep.shape());
+  check<DTypeError>(keep.dtype() == DType::i64, "[deem] attention_mask must be i64 but is ", keep.dtype());
+  return contiguous(keep);
+}
+
+ImageStarts find_images(const Tensor& ids_in, const Tensor& counts_in, const MaybeTensor& nearest_bos,
                         const SpecialTokens& tokens) {
-  check_ids(ids);
-  ImageStarts s{ids.size(0), ids.size(1), {}, {}, {}, {}};
-  check_vector("num_image_per_seq", counts, s.rows);
+  check_ids(ids_in);
+  ImageStarts s{ids_in.size(0), ids_in.size(1), {}, {}, {}, {}};
+  Tensor ids = contiguous(ids_in), counts = checked_vector("num_image_per_seq", counts_in, s.rows);
   auto id = ids.values<int64_t>();
   auto given = counts.values<int64_t>();
   for (int64_t b = 0; b < s.rows; b++) {
     int64_t before = s.images();
-    for (int64_t i = 0; i < s.length; i++)
-      if (id[b * s.length + i] == tokens.soi) s.row.push_back(b), s.column.push_back(i);
+    const int64_t* row = id.data() + b * s.length;
+    for (int64_t i = 0; i < s.length; i++) {
+      check<ValueError>(row[i] != tokens.image, "[deem] row ", b, " has an image slot at column ", i,
+                        " that follows no start-of-image token");
+      if (row[i] != tokens.soi) continue;
+      s.row.push_back(b), s.column.push_back(i);
+      int64_t first = i + 1;
+      while (i + 1 < s.length && row[i + 1] == tokens.image) i++;
+      check<ValueError>(i + 1 - first == tokens.slots, "[deem] the start-of-image token at column ", first - 1,
+                        " of row ", b, " must be followed by ", tokens.slots, " image slots but ", i + 1 - first,
+                        " follow");
+    }
     s.counts.push_back(s.images() - before);
     check<ValueError>(s.counts.back() == given[b], "[deem] row ", b, " has ", s.counts.back(),
                       " start-of-image tokens but num_image_per_seq says ", given[b]);
@@ -32,8 +52,8 @@ ImageStarts find_images(const Tensor& ids, const Tensor& counts, const MaybeTens
   }
   s.bos.assign(s.row.size(), 0);
   if (nearest_bos) {
-    check_vector("nearest_bos_idxs", *nearest_bos, s.images());
-    auto bos = nearest_bos->values<int64_t>();
+    Tensor columns = checked_vector("nearest_bos_idxs", *nearest_bos, s.images());
+    auto bos = columns.values<int64_t>();
     for (int64_t i = 0; i < s.images(); i++) {
       check<IndexError>(bos[i] >= 0 && bos[i] <= s.column[i], "[deem] nearest_bos_idxs[", i, "] is ", bos[i],
                         " but the image starts at column ", s.column[i]);
@@ -43,8 +63,8 @@ ImageStarts find_images(const Tensor& ids, const Tensor& counts, const MaybeTens
   return s;
 }
 
-Tensor image_visibility(const Tensor& ids, const ImageStarts& s, const SpecialTokens& tokens) {
-  Tensor mask = Tensor::zeros({s.rows, s.length, s.most});
+Tensor image_visibility(const Tensor& ids_in, const ImageStarts& s, const SpecialTokens& tokens) {
+  Tensor mask = Tensor::zeros({s.rows, s.length, s.most}), ids = contiguous(ids_in);
   auto id = ids.values<int64_t>();
   float* m = mask.data<float>();
   size_t first = 0;
@@ -104,19 +124,19 @@ History image_history(const ImageStarts& s, bool all) {
   return h;
 }
 
-Tensor next_token_labels(const Tensor& ids, const Tensor& keep, const MaybeTensor& prompt_offset, bool noimage_cond,
-                         const SpecialTokens& tokens) {
-  check_ids(ids);
+Tensor next_token_labels(const Tensor& ids_in, const Tensor& keep_in, const MaybeTensor& prompt_offset,
+                         bool noimage_cond, const SpecialTokens& tokens) {
+  check_ids(ids_in);
+  Tensor ids = contiguous(ids_in), keep = checked_keep(keep_in, ids), offsets;
   int64_t rows = ids.size(0), length = ids.size(1);
   check<ShapeError>(length >= 1, "[deem] rows need at least one id");
-  check<ShapeError>(keep.shape() == ids.shape() && keep.dtype() == DType::i64, "[deem] attention_mask must be i64 ",
-                    ids.shape(), " but is ", keep.dtype(), " ", keep.shape());
-  if (prompt_offset) check_vector("prompt_offset", *prompt_offset, rows);
+  if (prompt_offset) offsets = checked_vector("prompt_offset", *prompt_offset, rows);
   Tensor labels = Tensor::full({rows, length - 1}, -100, DType::i64);
   for (int64_t b = 0; b < rows; b++) {
     const int64_t *id = ids.data<int64_t>() + b * length, *kept = keep.data<int64_t>() + b * length;
     int64_t* out = labels.data<int64_t>() + b * (length - 1);
-    int64_t offset = prompt_offset ? prompt_offset->data<int64_t>()[b] : 0;
+    int64_t offset = offsets ? offsets.data<int64_t>()[b] : 0;
+    check<ValueError>(offset >= 0, "[deem] prompt_offset[", b, "] must not be negative but is ", offset);
     int64_t bos = 0, soi = -1;  // latest seen up to the target
     for (int64_t i = 0; i < length; i++) {
       if (id[i] == tokens.bos) bos = i;

@@ -9,6 +9,7 @@ namespace deem {
 
 struct SpecialTokens {
   int64_t bos, eos, pad, soi, image;
+  int64_t slots;  // image tokens after each soi
 };
 
 // Every start-of-image token in reading order, checked against the counts and the documents' starts.
@@ -22,10 +23,13 @@ struct ImageStarts {
   int64_t images() const { return int64_t(row.size()); }
 };
 
-// ids [B, L] i64; counts [B] i64 must match the soi tokens found; nearest_bos [I] i64, or none: contexts start at column 0
-// (inference). Throws ShapeError or IndexError.
+// ids [B, L] i64; counts [B] i64 must match the soi tokens found, each followed by its slots; nearest_bos [I] i64, or none:
+// contexts start at column 0 (inference). Throws ShapeError, ValueError or IndexError.
 ImageStarts find_images(const Tensor& ids, const Tensor& counts, const MaybeTensor& nearest_bos,
                         const SpecialTokens& tokens);
+
+// attention_mask must be i64 of the shape of the ids. Gives it contiguous.
+Tensor checked_keep(const Tensor& keep, const Tensor& ids);
 
 // [B, L, N] f32: 1 where a position may look at an image of its row: the image starts (one after its soi) at or before the
 // position and after the nearest bos at or before it.

@@ -21,6 +21,10 @@ NoiseScheduleConfig NoiseScheduleConfig::read(const Config& c) {
       r.prediction_type == "epsilon" || r.prediction_type == "v_prediction" || r.prediction_type == "sample",
       "config '", c.path(), ".prediction_type' must be epsilon, v_prediction or sample but is '", r.prediction_type,
       "'");
+  check<ConfigError>(r.steps_offset >= 0, "config '", c.path(), ".steps_offset' must not be negative but is ",
+                     r.steps_offset);
+  for (double beta : {r.beta_start, r.beta_end})
+    check<ConfigError>(beta >= 0 && beta < 1, "config '", c.path(), "': betas must be in [0, 1) but one is ", beta);
   return r;
 }
 

@@ -19,6 +19,8 @@ VaeConfig VaeConfig::read(const Config& c) {
   r.norm_num_groups = c.positive("norm_num_groups", 32);
   r.scaling_factor = c.number("scaling_factor", 0.18215);
   check<ConfigError>(!r.block_out_channels.empty(), "config '", c.path(), ".block_out_channels' must not be empty");
+  for (int64_t width : r.block_out_channels)
+    check<ConfigError>(width > 0, "config '", c.path(), ".block_out_channels' must be positive but holds ", width);
   check<ConfigError>(r.scaling_factor > 0, "config '", c.path(), ".scaling_factor' must be positive but is ",
                      r.scaling_factor);
   size_t blocks = r.block_out_channels.size();

@@ -11,6 +11,7 @@ std::map<std::string, double> train_step(Model& model, const std::string& method
                                          const Json& options, AdamW* optimizer, const StepOptions& step) {
   std::map<std::string, double> scalars;
   try {
+    check<ValueError>(std::isfinite(step.loss_scale), "[train_step] the loss's scale is ", step.loss_scale);
     GradMode on(true);
     RngScope draws(step.seed, step.step);
     TensorMap outputs = model.call(method, inputs, options);

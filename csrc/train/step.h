@@ -13,7 +13,8 @@ struct StepOptions {
 
 // Calls model.call(method), runs backward from its output "loss", and, if an optimizer is given, takes its step and clears
 // the gradients. Returns every scalar output and "grad_norm" (before clipping; absent without an optimizer). On any error
-// the gradients gathered by this call are dropped. A loss that is not finite throws ValueError.
+// all gradients are dropped, those of earlier calls too: accumulation starts anew. A loss that is not finite throws
+// ValueError.
 std::map<std::string, double> train_step(Model& model, const std::string& method, const TensorMap& inputs,
                                          const Json& options, AdamW* optimizer, const StepOptions& step);
 

@@ -40,7 +40,7 @@ export interface DeemTrainInputs extends DeemInputs, DeemDraws {
   labels?: Tensor
   /** i64 [B], ids at the start of each row that carry no loss. */
   prompt_offset?: Tensor
-  /** i64 [N], 0 for images without image loss. */
+  /** f32 [N], 0 for images without image loss. */
   image_loss_mask?: Tensor
 }
 

@@ -9,7 +9,6 @@ import test from 'ava'
 import {
   backward,
   type CallOptions,
-  type DeemInputs,
   Llama,
   Module,
   memory,
@@ -23,7 +22,7 @@ import {
 import { AdamW, trainStep } from 'deem/train'
 import { collect } from '../_harness/memory.js'
 import { normals, whole } from '../_harness/model.js'
-import { nano } from '../_harness/nano.js'
+import { nano, prompts } from '../_harness/nano.js'
 import { trainee } from '../_harness/trainee.js'
 
 test.beforeEach(collect)
@@ -238,27 +237,6 @@ test.serial('a training step that is aborted anywhere changes nothing', async (t
   t.deepEqual(await trainStep(model, inputs, optimizer), await trainStep(twin, inputs, other))
   t.deepEqual(values(model), values(twin))
 })
-
-/** Rows padded on the left, as prompts are. */
-function prompts({ text_ids, attention_mask, num_image_per_seq, image_tensors }: DeemInputs): DeemInputs {
-  const [rows, length] = text_ids.shape as [number, number]
-  const keep = attention_mask.toFloat32()
-  const turned = (x: Tensor) =>
-    whole(
-      Array.from({ length: rows }, (_, r) => {
-        const row = [...x.toFloat32().subarray(r * length, (r + 1) * length)]
-        const real = keep.subarray(r * length, (r + 1) * length).filter((v) => v !== 0).length
-        return [...row.slice(real), ...row.slice(0, real)]
-      }).flat(),
-      [rows, length],
-    )
-  return {
-    text_ids: turned(text_ids),
-    attention_mask: turned(attention_mask),
-    num_image_per_seq,
-    ...(image_tensors && { image_tensors }),
-  }
-}
 
 test.serial('generation that is aborted starts afresh', async (t) => {
   const { model, inputs: batch } = await nano()
