@@ -93,6 +93,10 @@ Tensor Mmfs::attend(const Tensor& query, const Tensor& reference, const Tensor& 
                     config.d_query, "] but has shape ", query.shape());
   check<ShapeError>(shapes.size() == config.level_sides.size(), "[mmfs] there must be ", config.level_sides.size(),
                     " levels but got ", shapes.size());
+  // Without images only the ignore token is left, whatever the query.
+  if (value.ndim() == 4 && value.size(1) == 0)
+    return broadcast_to(output_proj(reshape(ignore_token, {1, 1, config.value_width})),
+                        {query.size(0), query.size(1), config.d_out});
   MmfsOptions options{config.heads, config.points, shapes, {}};
   for (int64_t side : config.level_sides) options.scale_ratios.push_back(double(side) / config.base_side);
   // The reference adds query_relpos[i] to every query before both linears; they are linear, so a table of each will do.
