@@ -1,6 +1,7 @@
+import { DeemError } from '../errors.js'
 import type { Module } from '../module.js'
 import type { AdamW } from './adamw.js'
-import { hasCheckpoint, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
+import { type CheckpointState, checkReplaceable, hasCheckpoint, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
 
 /** One value a step for every curve; what reports plot. */
 export type History = Record<string, number[]>
@@ -35,51 +36,72 @@ export interface LoopResult {
 /** Runs the steps that are left and returns the curves of all of them. Stopped and resumed, it gives the same bits as in one go. */
 export async function trainLoop<B>(options: LoopOptions<B>): Promise<LoopResult> {
   const { steps, models, optimizer, batch, train, release, checkpoint, checkpointEvery = 60, signal, onStep } = options
-  let history: History = {}
-  let step = 0
-  let earlier = 0
+  signal?.throwIfAborted()
   const resumed = checkpoint !== undefined && hasCheckpoint(checkpoint)
-  if (resumed) {
-    const state = await loadCheckpoint(checkpoint, models, optimizer)
-    step = Number(state['step'])
-    history = state['history'] as History
-    earlier = Number(state['seconds'])
-  }
-  const first = step
+  // Said before hours of training, not after.
+  if (checkpoint !== undefined && !resumed) checkReplaceable(checkpoint)
+  const start = resumed
+    ? progressOf(await loadCheckpoint(checkpoint, models, optimizer), checkpoint)
+    : { step: 0, history: {}, seconds: 0 }
+  const { history } = start
+  let { step } = start
   const begin = performance.now()
-  const seconds = () => earlier + (performance.now() - begin) / 1000
+  const seconds = () => start.seconds + (performance.now() - begin) / 1000
   const save = async () => {
     if (checkpoint) await saveCheckpoint(checkpoint, models, optimizer, { step, history, seconds: seconds() })
   }
+  const make = (at: number): { batch: B } | undefined => (at < steps ? { batch: batch(at) } : undefined)
   let saved = performance.now()
-  let next = step < steps ? batch(step) : undefined
-  while (step < steps && next !== undefined) {
-    const now = next
-    const running = train(now, step)
-    running.catch(() => undefined) // awaited below; should batch() throw first, this one is not lost unseen
-    next = step + 1 < steps ? batch(step + 1) : undefined
-    let losses: Record<string, number>
-    try {
-      losses = await running
-    } finally {
-      release?.(now)
+  let next = make(step)
+  try {
+    while (next) {
+      const now = next.batch
+      next = undefined
+      let losses: Record<string, number>
+      try {
+        const running = train(now, step)
+        try {
+          next = make(step + 1)
+        } catch (error) {
+          await running.catch(() => undefined) // nothing may use the batch when it is released
+          throw error
+        }
+        losses = await running
+      } finally {
+        release?.(now)
+      }
+      for (const [name, value] of Object.entries(losses)) {
+        history[name] ??= []
+        history[name].push(value)
+      }
+      step++
+      onStep?.(step, losses)
+      if (signal?.aborted) {
+        await save()
+        throw signal.reason
+      }
+      if (performance.now() - saved > checkpointEvery * 1000) {
+        await save()
+        saved = performance.now()
+      }
     }
-    for (const [name, value] of Object.entries(losses)) {
-      history[name] ??= []
-      history[name].push(value)
-    }
-    step++
-    onStep?.(step, losses)
-    if (signal?.aborted) {
-      if (next !== undefined) release?.(next)
-      await save()
-      throw signal.reason
-    }
-    if (performance.now() - saved > checkpointEvery * 1000) {
-      await save()
-      saved = performance.now()
-    }
+  } finally {
+    if (next) release?.(next.batch)
   }
-  if (step > first || !resumed) await save()
+  if (step > start.step || !resumed) await save()
   return { history, seconds: seconds() }
+}
+
+interface LoopState {
+  step: number
+  history: History
+  seconds: number
+}
+
+/** What the loop saved; throws ERR_FORMAT where another program wrote the state. */
+function progressOf({ step, history, seconds }: CheckpointState, dir: string): LoopState {
+  const curves = typeof history === 'object' && history !== null && Object.values(history).every(Array.isArray)
+  if (!Number.isInteger(step) || (step as number) < 0 || !curves || !Number.isFinite(seconds))
+    throw new DeemError('ERR_FORMAT', `the state of '${dir}' is not that of a training loop`)
+  return { step: step as number, history: history as History, seconds: seconds as number }
 }

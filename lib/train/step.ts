@@ -20,7 +20,7 @@ export interface TrainStepOptions extends CallOptions {
 
 /**
  * One training step as one native task: forward, backward, clipping, AdamW. Without an optimizer the gradients are kept, to be
- * accumulated. Resolves to every scalar output and `grad_norm`.
+ * accumulated; an error drops them all. Resolves to every scalar output and `grad_norm`.
  */
 export function trainStep(
   model: Module,
