@@ -111,6 +111,7 @@ class Deem : public Model {
   TensorMap train(const TensorMap& inputs, const Json& options) const;
   TensorMap generate_text(const TensorMap& inputs, const Json& options) const;
   TensorMap see(const TensorMap& inputs, const Json& options) const;
+  TensorMap conditions(const TensorMap& inputs, const Json& options) const;
   TensorMap paint(const TensorMap& inputs, const Json& options) const;
   TensorMap reconstruct(const TensorMap& inputs, const Json& options) const;
   Tensor starting_noise(const TensorMap& inputs, int64_t n) const;

@@ -1,4 +1,4 @@
-// What a trained DEEM does: answers, paints, shows what its encoder saw. Nothing here is recorded.
+// What a trained DEEM does: answers, paints, shows what its encoder saw. Only `see` and `conditions` are recorded.
 #include <algorithm>
 
 #include "core/engine.h"
@@ -174,14 +174,25 @@ static void check_names(const TensorMap& inputs) {
                       "'; the nearest name is '", nearest_name(name, known), "'");
 }
 
+// What the denoiser would be told about every image of the rows, from what stands before it: [N, Q, C].
+TensorMap Deem::conditions(const TensorMap& inputs, const Json& options) const {
+  Config(options, "conditions").finish();
+  Prepared p = prepare(inputs, {});
+  check<ValueError>(p.starts.images() > 0, "[conditions] the rows hold no image");
+  MaybeTensor visible = p.features ? MaybeTensor(p.visibility) : MaybeTensor();
+  Tensor hidden = llm_.forward(p.embeds, input(inputs, "attention_mask"), p.features, visible).last_hidden;
+  return {{"cond", image_context(p, hidden, {}).cond}};
+}
+
 TensorMap Deem::call(const std::string& method, const TensorMap& inputs, const Json& options) {
   check_names(inputs);
   if (method == "train") return train(inputs, options);
+  if (method == "see") return see(inputs, options);
+  if (method == "conditions") return conditions(inputs, options);
   GradMode off(false);
   if (method == "generate_text") return generate_text(inputs, options);
   if (method == "paint") return paint(inputs, options);
   if (method == "reconstruct") return reconstruct(inputs, options);
-  if (method == "see") return see(inputs, options);
   unknown_method("deem", method);
 }
 

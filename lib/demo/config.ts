@@ -49,6 +49,7 @@ export const demoConfig = z.strictObject({
       quiz_share: z.number().min(0).max(1),
     }),
     encoder: z.strictObject(stage),
+    bridges: z.strictObject({ ...stage, encoder_lr: z.number().positive() }),
     alignment: z.strictObject({ ...stage, encoder_lr: z.number().positive() }),
     questions: z.strictObject(stage),
   }),

@@ -10,6 +10,7 @@ import { denoiserKnowledge, evaluate } from './evaluate.js'
 import { deemConfig } from './parts.js'
 import { clock, Progress } from './progress.js'
 import { type Results, reportData, resultsOf } from './report.js'
+import { trainBridges } from './stages/bridges.js'
 import { assemble, createDeem, trainAlignment, trainQuestions } from './stages/deem.js'
 import { trainDenoiser } from './stages/denoiser.js'
 import { trainEncoder } from './stages/encoder.js'
@@ -18,7 +19,7 @@ import { trainVae } from './stages/vae.js'
 import { makeWorld, type StageResult, type World } from './world.js'
 
 const root = fileURLToPath(new URL('../..', import.meta.url))
-const stageNames = ['vae', 'denoiser', 'language', 'encoder', 'alignment', 'questions', 'evaluation']
+const stageNames = ['vae', 'denoiser', 'language', 'encoder', 'bridges', 'alignment', 'questions', 'evaluation']
 
 interface Flags {
   quick: boolean
@@ -46,6 +47,7 @@ async function train(w: World): Promise<{ data: ReportData; results: Results }> 
   const { encoder, result: encoderResult } = await trainEncoder(w)
   await assemble(w, deem, { vae, unet, text, encoder })
   const stages: StageResult[] = [vaeResult, denoiserResult, languageResult, encoderResult]
+  stages.push(await trainBridges(w, deem, text))
   stages.push(await trainAlignment(w, deem), await trainQuestions(w, deem))
 
   const model = join(w.dir, 'model')

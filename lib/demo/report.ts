@@ -42,6 +42,8 @@ const descriptions: Record<StageResult['stage'], string> = {
     'Latents denoised under a caption of fixed slots: first crops, then whole scenes. From here on it is frozen.',
   language: 'Descriptions, questions and answers in words alone.',
   encoder: 'ConvNeXt, contrastively: crops against their captions.',
+  bridges:
+    'What lies between the pieces learns their languages from captions: image tokens become words, contexts what the text encoder would say.',
   alignment: 'All three losses; language model and denoiser frozen, the encoder and everything between trained.',
   questions: 'Questions about pictures with the text loss and the consistency loss; the encoder frozen.',
 }

@@ -133,7 +133,12 @@ export class Deem extends Module {
     inputs: { image_tensors: Tensor; image_tensors_mask?: Tensor },
     options: ForwardOptions = {},
   ): Promise<Record<string, Tensor>> {
-    return this.call('see', inputs, {}, { ...options, grad: false })
+    return this.call('see', inputs, {}, options)
+  }
+
+  /** What the denoiser would be told about each image of the rows, from what stands before it: f32 [N, Q, C]. */
+  async conditions(inputs: DeemInputs, options?: ForwardOptions): Promise<Tensor> {
+    return output(await this.call('conditions', inputs, {}, options), 'cond')
   }
 
   async #sample(

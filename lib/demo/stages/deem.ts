@@ -1,4 +1,4 @@
-/** Stages 5 and 6, which train DEEM itself: alignment with all three losses, then questions. */
+/** Stages 6 and 7, which train DEEM itself: alignment with all three losses, then questions. */
 import { denseCaption, paintDocument, type Scene, sceneAt, sceneBatch, stream } from '../../data/index.js'
 import type { ClipText } from '../../models/clip-text.js'
 import type { ConvNext } from '../../models/convnext.js'
@@ -41,7 +41,7 @@ export async function assemble(
   deem.assign('image_decoder.neg_prompt_embeds', empty)
 }
 
-/** Stage 5: language model and denoiser frozen, the encoder and everything between them trained with all three losses. */
+/** Stage 6: language model and denoiser frozen, the encoder and everything between them trained with all three losses. */
 export async function trainAlignment(w: World, deem: Deem): Promise<StageResult> {
   const { batch, encoder_lr, lr } = w.config.stages.alignment
   deem.unfreeze(/./)
@@ -77,7 +77,7 @@ export async function trainAlignment(w: World, deem: Deem): Promise<StageResult>
   })
 }
 
-/** Stage 6: pictures with questions and answers, text and consistency loss; the encoder stays as alignment left it. */
+/** Stage 7: pictures with questions and answers, text and consistency loss; the encoder stays as alignment left it. */
 export async function trainQuestions(w: World, deem: Deem): Promise<StageResult> {
   const { batch } = w.config.stages.questions
   deem.freeze(/./)

@@ -2,13 +2,12 @@
  * Stage 3: the language model, in words alone. Where a picture will stand there are words for now: the slot caption in a start-of-image place
  * and as many places as a picture has tokens, so that pictures only have to learn to look like it.
  */
-import { denseCaption, type Scene, sceneAt, slotCaption, stream } from '../../data/index.js'
-import { DeemError } from '../../errors.js'
+import { denseCaption, type Scene, sceneAt, stream } from '../../data/index.js'
 import type { Deem } from '../../models/deem.js'
-import { buildSequences, type Document, text } from '../../sequence.js'
+import { buildSequences, type Document, type TextPart, text } from '../../sequence.js'
 import { AdamW } from '../../train/adamw.js'
 import { disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
-import { losses, quiz, scaleParameter, sequenceOptions, spoken, turns } from './words.js'
+import { losses, placeholderIds, quiz, scaleParameter, sequenceOptions, spoken, turns } from './words.js'
 
 export async function trainLanguage(w: World, deem: Deem): Promise<StageResult> {
   const { batch, steps, quiz_share } = w.config.stages.language
@@ -31,7 +30,7 @@ export async function trainLanguage(w: World, deem: Deem): Promise<StageResult> 
             : kind === 1
               ? [...spoken(w, denseCaption(scene)), ...turns(w, scene, random, 3)]
               : turns(w, scene, random, 6)
-        return [...placeholder(w, scene), ...rest]
+        return [placeholder(w, scene), ...rest]
       })
       return toTensors(buildSequences(documents, sequenceOptions(w)).inputs as never)
     },
@@ -42,18 +41,9 @@ export async function trainLanguage(w: World, deem: Deem): Promise<StageResult> 
   })
 }
 
-/** The slot caption in the place of a picture: one word for start of image, then as many as a picture has tokens. */
-function placeholder({ tokenizer, config }: World, scene: Scene): Document<never> {
-  const words = tokenizer.encode(slotCaption(scene))
-  const free = config.model.image_tokens - words.length
-  if (free < 0)
-    throw new DeemError(
-      'ERR_CONFIG',
-      `[demo] a picture's ${config.model.image_tokens} tokens cannot hold ${words.length} words`,
-    )
-  const filler = new Array<number>(free).fill(tokenizer.ids.eos)
-  return [text([...tokenizer.encode('photo'), ...words, ...filler], { loss: false })]
-}
+/** What stands in a picture's place: one word for start of image, then as many as a picture has tokens. */
+const placeholder = (w: World, scene: Scene): TextPart =>
+  text([...w.tokenizer.encode('photo'), ...placeholderIds(w, scene)], { loss: false })
 
 /**
  * Starting values of 0.02, right for widths in the thousands, are small beside what a layer of width 128 adds: words would drown in the

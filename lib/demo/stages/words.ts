@@ -8,7 +8,9 @@ import {
   questionKinds,
   type Random,
   type Scene,
+  slotCaption,
 } from '../../data/index.js'
+import { DeemError } from '../../errors.js'
 import type { Module } from '../../module.js'
 import { ops } from '../../ops.js'
 import { type Document, type SequenceOptions, text } from '../../sequence.js'
@@ -40,6 +42,18 @@ function anyQuestion(scene: Scene, random: Random): Question {
     const question = ask(random.pick(kinds), scene, random)
     if (question) return question
   }
+}
+
+/** The slot caption as ids, filled up to as many as a picture has tokens. */
+export function placeholderIds({ tokenizer, config }: World, scene: Scene): number[] {
+  const words = tokenizer.encode(slotCaption(scene))
+  const free = config.model.image_tokens - words.length
+  if (free < 0)
+    throw new DeemError(
+      'ERR_CONFIG',
+      `[demo] image_tokens ${config.model.image_tokens} cannot hold ${words.length} words`,
+    )
+  return [...words, ...new Array<number>(free).fill(tokenizer.ids.eos)]
 }
 
 /**
