@@ -36,7 +36,7 @@ export async function trainBridges(w: World, deem: Deem, words: ClipText): Promi
       ),
     )
 
-  return runStage(w, 'bridges', {
+  return await runStage(w, 'bridges', {
     models: { deem },
     optimizer,
     batch: (step) => {

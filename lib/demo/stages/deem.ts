@@ -1,12 +1,12 @@
 /** Stages 6 and 7, which train DEEM itself: alignment with all three losses, then questions. */
-import { denseCaption, paintDocument, type Scene, sceneAt, sceneBatch, stream } from '../../data/index.js'
+import { denseCaption, type Scene, sceneAt, sceneBatch, stream } from '../../data/index.js'
 import type { ClipText } from '../../models/clip-text.js'
 import type { ConvNext } from '../../models/convnext.js'
 import { Deem } from '../../models/deem.js'
 import type { Unet } from '../../models/unet.js'
 import type { Vae } from '../../models/vae.js'
 import type { Module } from '../../module.js'
-import { type Document, image } from '../../sequence.js'
+import { type Document, image, text } from '../../sequence.js'
 import { AdamW } from '../../train/adamw.js'
 import { deemConfig } from '../parts.js'
 import { disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
@@ -63,13 +63,14 @@ export async function trainAlignment(w: World, deem: Deem): Promise<StageResult>
       const documents = Array.from({ length: batch }, (_, i): Document<Scene> => {
         const at = step * batch + i
         const scene = sceneAt(w.train, at)
-        if (i % 2 === 1) return paintDocument(scene)
+        // The language model is frozen, so words before a picture have nothing to learn from.
+        if (i % 2 === 1) return [text(denseCaption(scene), { loss: false }), image(scene)]
         return [image(scene), ...spoken(w, denseCaption(scene)), ...quiz(scene, stream(w.train, 'alignment', at), 12)]
       })
       return toTensors(sceneBatch(documents, w.sprites, sequenceOptions(w)).inputs as never)
     },
     train: async (inputs, step, lrFactor) => {
-      const options = { feedback: w.feedback, noimage_cond: true, training: true }
+      const options = { feedback: w.feedback, training: true }
       return losses(await deem.trainStep(inputs as never, optimizer, { options, lrFactor, seed: w.config.seed, step }))
     },
     pictures: picturesOf,
