@@ -5,7 +5,7 @@ export interface CallOptions {
   signal?: AbortSignal
   /**
    * Told at most 20 times a second how far a long call is, in whatever steps it counts: generated tokens, denoising steps, tensors of a
-   * file. Never called after the promise is settled.
+   * file. Never called after the promise is settled. What it throws aborts the call, which rejects with it.
    */
   onProgress?: (done: number, total: number) => void
 }
@@ -18,10 +18,23 @@ export async function run<T>(start: () => NativeTask<T>, { signal, onProgress }:
   const task = start()
   const onAbort = () => task.abort()
   signal?.addEventListener('abort', onAbort, { once: true })
-  const timer = onProgress && setInterval(watch(task, onProgress), interval)
+  let failed: { error: unknown } | undefined
+  const tell = (done: number, total: number) => {
+    try {
+      onProgress?.(done, total)
+    } catch (error) {
+      failed = { error }
+      clearInterval(timer)
+      task.abort()
+    }
+  }
+  const timer = onProgress && setInterval(watch(task, tell), interval)
   try {
-    return await task.promise
+    const result = await task.promise
+    if (failed) throw failed.error
+    return result
   } catch (error) {
+    if (failed) throw failed.error
     throw signal?.aborted ? signal.reason : error
   } finally {
     clearInterval(timer)

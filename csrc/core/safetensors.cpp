@@ -433,9 +433,11 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
   std::string header = make_header(order, metadata);
   TemporaryFile file(path);
   file.write(header.data(), header.size());
+  int64_t done = 0;
   for (const NamedTensor* t : order) {
     Tensor flat = t->tensor.is_contiguous() ? t->tensor : t->tensor.clone();
     file.write(static_cast<const char*>(flat.raw()), flat.nbytes());
+    report_progress(++done, int64_t(order.size()));
   }
   file.move_into_place();
 }

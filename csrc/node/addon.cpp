@@ -16,6 +16,7 @@ static Napi::Object init(Napi::Env env, Napi::Object exports) {
   env.AddCleanupHook([carrier] {
     std::lock_guard lock(carrier->mutex);
     carrier->closed = true;
+    for (auto& cancel : carrier->cancels) cancel->raised = true;  // nobody waits for them, others wait behind them
   });
   init_tensor(env, exports);
   init_ops(env, exports);

@@ -4,6 +4,9 @@
 
 #include <memory>
 #include <mutex>
+#include <set>
+
+#include "core/engine.h"
 
 namespace deem::node {
 
@@ -13,6 +16,7 @@ struct Carrier {
   Napi::ThreadSafeFunction function;
   std::mutex mutex;
   bool closed = false;
+  std::set<std::shared_ptr<CancelFlag>> cancels;  // of tasks that wait or run
 };
 
 struct AddonData {

@@ -17,6 +17,7 @@ static Napi::Value read_tensors(const Napi::CallbackInfo& info) {
           SafetensorsFile file = SafetensorsFile::open(path);
           for (const std::string& name : file.names()) {
             tensors->push_back({name, file.tensor(name).clone()});
+            report_progress(int64_t(tensors->size()), int64_t(file.names().size()));
             poll_cancel();
           }
           *metadata = file.metadata();

@@ -44,8 +44,12 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
           }));
 
   if (data.pending++ == 0) data.carrier->function.Ref(env);
+  {
+    std::lock_guard lock(data.carrier->mutex);
+    data.carrier->cancels.insert(cancel);
+  }
   Engine::get().post(
-      [task = owned.release(), carrier = data.carrier, state = &data] {
+      [task = owned.release(), cancel, carrier = data.carrier, state = &data] {
         try {
           poll_cancel();  // aborted while it waited
           task->work();
@@ -54,6 +58,7 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
         }
         task->work = nullptr;  // inputs are freed here, not on the JavaScript thread
         std::lock_guard lock(carrier->mutex);
+        carrier->cancels.erase(cancel);
         if (carrier->closed) return delete task;  // nobody is left to hear of it
         napi_status status =
             carrier->function.NonBlockingCall(task, [state](Napi::Env env, Napi::Function, Task* done) {

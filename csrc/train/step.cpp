@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "core/engine.h"
 #include "core/rng.h"
 #include "core/safetensors.h"
 
@@ -53,6 +54,7 @@ void load_optimizer(AdamW& optimizer, const std::string& path) {
   for (auto& s : states) expected += s.master ? 4 : 3;
   check<WeightsError>(file.names().size() == expected, "'", path, "' holds ", file.names().size(),
                       " tensors but the optimizer has ", expected);
+  int64_t done = 0;
   for (auto& s : states) {
     std::vector<std::string> kinds{"exp_avg.", "exp_avg_sq.", "step."};
     if (s.master) kinds.push_back("master.");
@@ -62,6 +64,8 @@ void load_optimizer(AdamW& optimizer, const std::string& path) {
     s.exp_avg = file.tensor("exp_avg." + s.name).clone();
     s.exp_avg_sq = file.tensor("exp_avg_sq." + s.name).clone();
     s.step = int64_t(file.tensor("step." + s.name).item());
+    report_progress(++done, int64_t(states.size()));
+    poll_cancel();
   }
   optimizer.load_state(states);
 }
