@@ -1,5 +1,6 @@
 import { DeemError } from './errors.js'
 import { type DType, type LoadReport, type NativeModel, native, type ParameterInfo } from './native.js'
+import { optionsJson } from './options.js'
 import { type CallOptions, run } from './task.js'
 import { Tensor } from './tensor.js'
 
@@ -119,7 +120,7 @@ export class Module implements Disposable {
     const handles = Object.fromEntries(
       Object.entries(inputs).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle]])),
     )
-    const outputs = await run(() => this.handle.call(method, handles, JSON.stringify(options), grad, seed, step), call)
+    const outputs = await run(() => this.handle.call(method, handles, optionsJson(options), grad, seed, step), call)
     return Object.fromEntries(Object.entries(outputs).map(([name, h]) => [name, new Tensor(h)]))
   }
 
@@ -138,7 +139,7 @@ export async function createHandle(
   { seed = 0, dtype = 'f32', ...call }: CreateOptions,
 ): Promise<NativeModel> {
   if (!Number.isSafeInteger(seed)) throw new DeemError('ERR_VALUE', `a seed must be a whole number but is ${seed}`)
-  return run(() => native.createModel(kind, JSON.stringify(config), seed, dtype), call)
+  return run(() => native.createModel(kind, optionsJson(config), seed, dtype), call)
 }
 
 /** Picks an output by name; throws ERR_VALUE naming what there is. */

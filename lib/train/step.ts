@@ -1,5 +1,6 @@
 import type { Module } from '../module.js'
 import { native } from '../native.js'
+import { optionsJson } from '../options.js'
 import { type CallOptions, run } from '../task.js'
 import type { Tensor } from '../tensor.js'
 import type { AdamW } from './adamw.js'
@@ -33,7 +34,7 @@ export function trainStep(
   )
   return run(
     () =>
-      native.trainStep(model.handle, method, handles, JSON.stringify(options), optimizer?.handle ?? null, {
+      native.trainStep(model.handle, method, handles, optionsJson(options), optimizer?.handle ?? null, {
         lrFactor,
         lossScale,
         seed,

@@ -99,6 +99,7 @@ refusesConfig('deem', config, {
     { special_token_dict: { ...(config['special_token_dict'] as Json), bos_token_id: 518 } },
     /id 518 is outside the vocabulary of 518/,
   ],
+  'a chance that is no number': [{ uncond_prob: Number.NaN }, /'uncond_prob' must be a finite number but is NaN/],
   'a chance above one': [{ uncond_prob: 1.5 }, /uncond_prob.*1\.5/],
   'a list in place of an object': [{ sd: [] }, /deem\.sd' must be an object/],
   'encoder maps of another width': [

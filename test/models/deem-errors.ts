@@ -262,6 +262,12 @@ const training: Record<string, Bad> = {
     says: /train\.weight_txt' must be a number/,
     options: { weight_txt: '1' },
   },
+  // JSON would make it null, and null means the default.
+  'a weight that is not finite': {
+    code: 'ERR_CONFIG',
+    says: /'weight_img' must be a finite number but is Infinity/,
+    options: { weight_img: Number.POSITIVE_INFINITY },
+  },
   'an unknown method': { code: 'ERR_VALUE', says: /model 'deem' has no method 'trian'/, method: 'trian' },
   'a method without a loss': { code: 'ERR_VALUE', says: /method 'see' returns no 'loss'/, method: 'see' },
 }

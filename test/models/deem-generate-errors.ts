@@ -109,6 +109,12 @@ const generation: Record<string, Bad & { method: string }> = {
     inputs: put('which', () => whole([1], [1])),
     options: { steps: 0 },
   },
+  'paint: a guidance that is no number': {
+    method: 'paint',
+    code: 'ERR_CONFIG',
+    says: /'guidance' must be a finite number but is NaN/,
+    options: { guidance: Number.NaN },
+  },
   'paint: more steps than the schedule has': {
     method: 'paint',
     code: 'ERR_VALUE',
