@@ -179,8 +179,7 @@ TensorMap Deem::conditions(const TensorMap& inputs, const Json& options) const {
   Config(options, "conditions").finish();
   Prepared p = prepare(inputs, {});
   check<ValueError>(p.starts.images() > 0, "[conditions] the rows hold no image");
-  MaybeTensor visible = p.features ? MaybeTensor(p.visibility) : MaybeTensor();
-  Tensor hidden = llm_.forward(p.embeds, input(inputs, "attention_mask"), p.features, visible).last_hidden;
+  Tensor hidden = llm_.forward(p.embeds, input(inputs, "attention_mask"), p.features, p.visibility).last_hidden;
   return {{"cond", image_context(p, hidden, {}).cond}};
 }
 

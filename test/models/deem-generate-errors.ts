@@ -90,6 +90,16 @@ const generation: Record<string, Bad & { method: string }> = {
       which: whole([0], [1]),
     }),
   },
+  'conditions: no picture in the rows': {
+    method: 'conditions',
+    code: 'ERR_VALUE',
+    says: /hold no image/,
+    inputs: () => ({
+      text_ids: whole([1, 5], [1, 2]),
+      attention_mask: whole([1, 1], [1, 2]),
+      num_image_per_seq: whole([0], [1]),
+    }),
+  },
   'paint: noise of another shape': {
     method: 'paint',
     code: 'ERR_SHAPE',

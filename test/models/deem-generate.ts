@@ -275,7 +275,22 @@ test('what the encoder sees does not depend on the rest of the batch', async (t)
         1e-6,
       )
   }
-  t.false(Object.values(all).some((y) => y.tracked))
+  t.true(Object.values(all).every((y) => y.tracked))
+  const still = await model.see({ image_tensors }, { grad: false })
+  for (const [name, y] of Object.entries(still)) {
+    t.false(y.tracked, name)
+    t.deepEqual(y.read(), all[name]?.read(), name)
+  }
   const none = await model.see({ image_tensors: ops.slice(image_tensors, 0, 0, 0) })
   t.deepEqual(none['query_embeds']?.shape, [0, 5, 32])
+})
+
+test('what the denoiser is told is what training tells it', async (t) => {
+  const { model, inputs } = await nano()
+  const given = { ...inputs, uncond_rand: ops.full([4], 0.99, 'f32') }
+  const { image_cond } = await model.forward(given, { details: true }, { grad: false })
+  using cond = await model.conditions(inputs)
+  t.true(cond.tracked)
+  t.deepEqual(cond.shape, [4, 5, 32])
+  t.deepEqual(cond.read(), image_cond?.read())
 })

@@ -152,6 +152,7 @@ test.serial('a model call with a graph leaves none behind', async (t) => {
   const { model } = await slow()
   const embeds = normals([1, 100, 128], 1)
   embeds.requiresGrad = true
+  await collect()
   const before = memory().current
   for (const delay of [-1, 2, 10]) {
     const { result } = await abortAfter(delay, async (options) => {
