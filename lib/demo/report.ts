@@ -45,7 +45,8 @@ const descriptions: Record<StageResult['stage'], string> = {
   bridges:
     'What lies between the pieces learns their languages from captions: image tokens become words, contexts what the text encoder would say.',
   alignment: 'All three losses; language model and denoiser frozen, the encoder and everything between trained.',
-  questions: 'Questions about pictures with the text loss and the consistency loss; the encoder frozen.',
+  questions:
+    'Questions about pictures with the text loss and the consistency loss; the encoder frozen. One picture in four is painted, so that painting follows the language model.',
 }
 
 export interface ReportInput {

@@ -11,7 +11,10 @@ import { AdamW } from '../../train/adamw.js'
 import { deemConfig } from '../parts.js'
 import { disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
 import { emptyCaption } from './denoiser.js'
-import { losses, picturesOf, quiz, scaleParameter, sequenceOptions, spoken, turns } from './words.js'
+import { conversation, losses, picturesOf, quiz, scaleParameter, sequenceOptions, spoken } from './words.js'
+
+/** Caption, then picture. Words before a picture have nothing to learn from. */
+const paintDocument = (scene: Scene): Document<Scene> => [text(denseCaption(scene), { loss: false }), image(scene)]
 
 /** A fresh DEEM for these parts; the scale is the VAE's. */
 export function createDeem(w: World, scale: number): Promise<Deem> {
@@ -63,8 +66,7 @@ export async function trainAlignment(w: World, deem: Deem): Promise<StageResult>
       const documents = Array.from({ length: batch }, (_, i): Document<Scene> => {
         const at = step * batch + i
         const scene = sceneAt(w.train, at)
-        // The language model is frozen, so words before a picture have nothing to learn from.
-        if (i % 2 === 1) return [text(denseCaption(scene), { loss: false }), image(scene)]
+        if (i % 2 === 1) return paintDocument(scene)
         return [image(scene), ...spoken(w, denseCaption(scene)), ...quiz(scene, stream(w.train, 'alignment', at), 12)]
       })
       return toTensors(sceneBatch(documents, w.sprites, sequenceOptions(w)).inputs as never)
@@ -78,13 +80,13 @@ export async function trainAlignment(w: World, deem: Deem): Promise<StageResult>
   })
 }
 
-/** Stage 7: pictures with questions and answers, text and consistency loss; the encoder stays as alignment left it. */
+/** Stage 7: pictures with questions and answers, text and consistency loss; the encoder stays as alignment left it. A few pictures are painted. */
 export async function trainQuestions(w: World, deem: Deem): Promise<StageResult> {
   const { batch } = w.config.stages.questions
   deem.freeze(/./)
   deem.unfreeze((name) => /^(mm_decoder|text_decoder)\./.test(name))
   deem.unfreeze(['perceiver_resampler', 'visual_tokenizer.proj_', 'visual_tokenizer.pos_', 'visual_tokenizer.post_ln'])
-  deem.freeze('image_decoder')
+  deem.unfreeze(['image_decoder.perceiver', 'context_feat_proj'])
   const optimizer = new AdamW(deem, optimizerOptions(w, 'questions', [0.9, 0.98]))
   return runStage(w, 'questions', {
     models: { deem },
@@ -93,14 +95,14 @@ export async function trainQuestions(w: World, deem: Deem): Promise<StageResult>
       const documents = Array.from({ length: batch }, (_, i): Document<Scene> => {
         const at = 1_000_000 + step * batch + i
         const scene = sceneAt(w.train, at)
-        // One picture in four is described again, so that captions are not forgotten.
-        const rest = i % 4 === 3 ? spoken(w, denseCaption(scene)) : turns(w, scene, stream(w.train, 'questions', at), 4)
-        return [image(scene), ...rest]
+        // One scene in four is painted: the language model moves, and what reads it to paint has to follow.
+        if (i % 4 === 3) return paintDocument(scene)
+        return [image(scene), ...conversation(w, scene, stream(w.train, 'questions', at), i - Math.floor(i / 4))]
       })
       return toTensors(sceneBatch(documents, w.sprites, sequenceOptions(w)).inputs as never)
     },
     train: async (inputs, step, lrFactor) => {
-      const options = { feedback: w.feedback, image_loss: false, training: true }
+      const options = { feedback: w.feedback, training: true }
       return losses(await deem.trainStep(inputs as never, optimizer, { options, lrFactor, seed: w.config.seed, step }))
     },
     pictures: picturesOf,

@@ -3,6 +3,7 @@ import {
   ask,
   backgrounds,
   cornerWords,
+  denseCaption,
   nouns,
   type Question,
   questionKinds,
@@ -75,6 +76,14 @@ export function quiz(scene: Scene, random: Random, count: number): Document<neve
     const object = scene.objects.find((o) => o.noun === noun)
     return pair(word(noun), object ? (object.upside ? 'upside' : 'upright') : 'none')
   }).flat()
+}
+
+/** What is said about a scene, in turn: word pairs twice, a caption with questions, questions. */
+export function conversation(w: World, scene: Scene, random: Random, index: number): Document<never> {
+  if (index % 2 === 0) return quiz(scene, random, 20)
+  return index % 4 === 1
+    ? [...spoken(w, denseCaption(scene)), ...turns(w, scene, random, 3)]
+    : turns(w, scene, random, 6)
 }
 
 /** Multiplies a starting value. */
