@@ -37,7 +37,7 @@ export function resultsOf({ seen, unseen, paintings }: Evaluation): Results {
 }
 
 const descriptions: Record<StageResult['stage'], string> = {
-  vae: 'Pictures to latents and back, on crops of one object.',
+  vae: 'Pictures to latents and back.',
   denoiser:
     'Latents denoised under a caption of fixed slots: first crops, then whole scenes. From here on it is frozen.',
   language: 'Descriptions, questions and answers in words alone.',

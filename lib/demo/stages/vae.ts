@@ -1,5 +1,5 @@
-/** Stage 1: a small VAE, on crops; convolutions carry over to whole scenes. */
-import { cropAt, renderCrops, renderScenes, sceneAt } from '../../data/index.js'
+/** Stage 1: a small VAE, on whole scenes: its norms see all of a picture, and backgrounds are most of it. */
+import { renderScenes, sceneAt } from '../../data/index.js'
 import { Vae } from '../../models/vae.js'
 import { ops } from '../../ops.js'
 import { tidy } from '../../scope.js'
@@ -29,8 +29,8 @@ export async function trainVae(w: World): Promise<TrainedVae> {
     models: { vae },
     optimizer,
     batch: (step) => {
-      const crops = Array.from({ length: batch }, (_, i) => cropAt(w.train, step * batch + i))
-      return { image: signed(renderCrops(crops, w.sprites)) }
+      const scenes = Array.from({ length: batch }, (_, i) => sceneAt(w.train, step * batch + i))
+      return { image: signed(renderScenes(scenes, w.sprites)) }
     },
     train: async (inputs, step, lrFactor) => {
       const y = await trainStep(vae, inputs, optimizer, { options: { kl_weight }, lrFactor, seed: w.config.seed, step })
