@@ -45,12 +45,13 @@ static int run_all(const char* part) {
 }  // namespace deem::test
 
 #if defined(__SANITIZE_ADDRESS__)
-// Impossible allocations must reach the engine's own error, as they do without the sanitizer.
-extern "C" const char* __asan_default_options() {
+// Impossible allocations must reach the engine's own error, as they do without the sanitizer. Visible, or the shared runtime
+// does not find it.
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() {
   return "allocator_may_return_null=1:detect_stack_use_after_return=1";
 }
 #elif defined(__SANITIZE_THREAD__)
-extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
 #endif
 
 int main(int argc, char** argv) { return deem::test::run_all(argc > 1 ? argv[1] : nullptr); }
