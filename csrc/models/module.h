@@ -1,6 +1,7 @@
 // What models are made of: named parameters, a scope that registers them, the few layers every model uses, and the
 // registrar through which JavaScript creates models by name.
 #pragma once
+#include <cmath>
 #include <functional>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -26,6 +27,8 @@ struct Init {
   static Init constant(double v) { return {Kind::constant, v}; }
   static Init normal(double std) { return {Kind::normal, std}; }
   static Init uniform(double bound) { return {Kind::uniform, bound}; }
+  // N(0, gain^2 / inputs a value is summed over): with gain sqrt(2) the size of what passes stays (He et al. 2015)
+  static Init scaled(double gain, int64_t fan_in) { return normal(gain / std::sqrt(double(fan_in))); }
   static Init from(std::function<Tensor()> f) { return {Kind::table, 0, std::move(f)}; }
 };
 
@@ -114,6 +117,7 @@ struct Conv2d {
   // padding on all four sides
   Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, int64_t stride = 1, int64_t padding = 0,
          int64_t groups = 1);
+  // Biases are uniform as by default beside uniform weights, else zero.
   Conv2d(const Scope& s, int64_t in, int64_t out, int64_t kernel, const Conv2dOptions& options,
          const Init& weight_init);
   Tensor operator()(const Tensor& x) const { return conv2d(x, weight, bias, options); }

@@ -2,13 +2,20 @@
 
 namespace deem {
 
-ResnetBlock::ResnetBlock(const Scope& s, int64_t in, int64_t out, int64_t time_width, int64_t groups, double eps)
+static Conv2d conv(const Scope& s, int64_t in, int64_t out, int64_t kernel, std::optional<double> gain) {
+  int64_t p = kernel / 2;
+  if (!gain) return Conv2d(s, in, out, kernel, 1, p);
+  return Conv2d(s, in, out, kernel, Conv2dOptions{1, p, p, p, p, 1}, Init::scaled(*gain, in * kernel * kernel));
+}
+
+ResnetBlock::ResnetBlock(const Scope& s, int64_t in, int64_t out, int64_t time_width, int64_t groups, double eps,
+                         std::optional<double> gain)
     : norm1(s / "norm1", in, groups, eps),
       norm2(s / "norm2", out, groups, eps),
-      conv1(s / "conv1", in, out, 3, 1, 1),
-      conv2(s / "conv2", out, out, 3, 1, 1) {
+      conv1(conv(s / "conv1", in, out, 3, gain)),
+      conv2(conv(s / "conv2", out, out, 3, gain ? std::optional(*gain / 10) : gain)) {
   if (time_width) time_emb_proj = Linear(s / "time_emb_proj", time_width, out);
-  if (in != out) conv_shortcut = Conv2d(s / "conv_shortcut", in, out, 1);
+  if (in != out) conv_shortcut = conv(s / "conv_shortcut", in, out, 1, gain);
 }
 
 Tensor ResnetBlock::operator()(const Tensor& x, const Tensor& time) const {

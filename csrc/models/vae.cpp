@@ -37,6 +37,20 @@ VaeConfig VaeConfig::read(const Config& c) {
   return r;
 }
 
+// Fresh convolutions keep the size of what passes and have no bias. With the default of Conv2d every one of them shrinks it by
+// sqrt(3) beside biases that stay, and colours are learnt several times later.
+static const double kGain = std::sqrt(2.0);
+
+static Conv2d conv(const Scope& s, int64_t in, int64_t out, int64_t kernel, const Conv2dOptions& options) {
+  return Conv2d(s, in, out, kernel, options, Init::scaled(kGain, in * kernel * kernel));
+}
+
+static const Conv2dOptions kSame{1, 1, 1, 1, 1, 1};
+
+static ResnetBlock resnet(const Scope& s, int64_t in, int64_t out, int64_t groups) {
+  return ResnetBlock(s, in, out, 0, groups, kNormEps, kGain);
+}
+
 Vae::Attention::Attention(const Scope& s, int64_t channels, int64_t groups)
     : group_norm(s / "group_norm", channels, groups, kNormEps),
       to_q(s / "to_q", channels, channels),
@@ -52,41 +66,39 @@ Tensor Vae::Attention::operator()(const Tensor& x) const {
 }
 
 Vae::Mid::Mid(const Scope& s, int64_t channels, int64_t groups)
-    : first(s / "resnets" / 0, channels, channels, 0, groups, kNormEps),
+    : first(resnet(s / "resnets" / 0, channels, channels, groups)),
       attention(s / "attentions" / 0, channels, groups),
-      second(s / "resnets" / 1, channels, channels, 0, groups, kNormEps) {}
+      second(resnet(s / "resnets" / 1, channels, channels, groups)) {}
 
 // The encoder walks the widths up, the decoder down with one more block per width.
 Vae::Half::Half(const Scope& s, const VaeConfig& c, bool encoder)
     : mid(s / "mid_block", c.block_out_channels.back(), c.norm_num_groups) {
   std::vector<int64_t> widths = c.block_out_channels;
   if (!encoder) std::reverse(widths.begin(), widths.end());
-  conv_in = Conv2d(s / "conv_in", encoder ? c.in_channels : c.latent_channels, widths.front(), 3, 1, 1);
+  conv_in = conv(s / "conv_in", encoder ? c.in_channels : c.latent_channels, widths.front(), 3, kSame);
   int64_t in = widths.front();
   for (size_t i = 0; i < widths.size(); i++) {
     Scope at = s / (encoder ? "down_blocks" : "up_blocks") / int64_t(i);
     Block block;
     for (int64_t l = 0; l < c.layers_per_block + (encoder ? 0 : 1); l++, in = widths[i])
-      block.resnets.emplace_back(at / "resnets" / l, in, widths[i], 0, c.norm_num_groups, kNormEps);
+      block.resnets.push_back(resnet(at / "resnets" / l, in, widths[i], c.norm_num_groups));
     if (i + 1 < widths.size()) {
       // The encoder pads right and bottom only.
-      if (encoder)
-        block.resample = Conv2d(at / "downsamplers" / 0 / "conv", in, in, 3, Conv2dOptions{2, 0, 1, 0, 1, 1},
-                                Init::uniform(1 / std::sqrt(9.0 * double(in))));
-      else block.resample = Conv2d(at / "upsamplers" / 0 / "conv", in, in, 3, 1, 1);
+      if (encoder) block.resample = conv(at / "downsamplers" / 0 / "conv", in, in, 3, Conv2dOptions{2, 0, 1, 0, 1, 1});
+      else block.resample = conv(at / "upsamplers" / 0 / "conv", in, in, 3, kSame);
     }
     blocks.push_back(std::move(block));
   }
   conv_norm_out = GroupNorm(s / "conv_norm_out", widths.back(), c.norm_num_groups, kNormEps);
-  conv_out = Conv2d(s / "conv_out", widths.back(), encoder ? 2 * c.latent_channels : c.out_channels, 3, 1, 1);
+  conv_out = conv(s / "conv_out", widths.back(), encoder ? 2 * c.latent_channels : c.out_channels, 3, kSame);
 }
 
 Vae::Vae(const Scope& s, const VaeConfig& c)
     : config(c),
       encoder(s / "encoder", c, true),
       decoder(s / "decoder", c, false),
-      quant_conv(s / "quant_conv", 2 * c.latent_channels, 2 * c.latent_channels, 1),
-      post_quant_conv(s / "post_quant_conv", c.latent_channels, c.latent_channels, 1) {}
+      quant_conv(conv(s / "quant_conv", 2 * c.latent_channels, 2 * c.latent_channels, 1, Conv2dOptions{})),
+      post_quant_conv(conv(s / "post_quant_conv", c.latent_channels, c.latent_channels, 1, Conv2dOptions{})) {}
 
 std::pair<Tensor, Tensor> Vae::encode(const Tensor& image) const {
   int64_t factor = int64_t(1) << (config.block_out_channels.size() - 1);
