@@ -51,7 +51,9 @@ extern "C" __attribute__((visibility("default"))) const char* __asan_default_opt
   return "allocator_may_return_null=1:detect_stack_use_after_return=1";
 }
 #elif defined(__SANITIZE_THREAD__)
-extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() {
+  return "allocator_may_return_null=1";
+}
 #endif
 
 int main(int argc, char** argv) { return deem::test::run_all(argc > 1 ? argv[1] : nullptr); }
