@@ -1,13 +1,35 @@
-import { native } from './native.js'
+import { DeemError } from './errors.js'
+import { isDType, type NativeFile, native } from './native.js'
 import { type CallOptions, run } from './task.js'
 import { Tensor } from './tensor.js'
+import { isTorchFile, readTorchLayout } from './weights/torch-zip.js'
+
+export interface TensorFile {
+  tensors: Record<string, Tensor>
+  metadata: Record<string, string>
+}
 
 /** Reads every tensor of a safetensors file. Throws ERR_IO or ERR_FORMAT naming the file and what is wrong in it. */
-export async function readTensors(
-  path: string,
-  options?: CallOptions,
-): Promise<{ tensors: Record<string, Tensor>; metadata: Record<string, string> }> {
-  const { tensors, metadata } = await run(() => native.readTensors(path), options)
+export async function readTensors(path: string, options?: CallOptions): Promise<TensorFile> {
+  return wrapped(await run(() => native.readTensors(path, false), options))
+}
+
+/**
+ * The tensors of a weight file where they lie: mapped, read from disk when they are used, so that a file larger than memory can be
+ * opened. Safetensors, and the zip archives of torch.save (`.bin`, `.pt`, `.pth`, `.ckpt`). The file must not be cut short while
+ * they live. Throws ERR_IO or ERR_FORMAT naming the file and what is wrong, not allowed or not supported in it.
+ */
+export async function mapTensors(path: string, options?: CallOptions): Promise<TensorFile> {
+  if (!isTorchFile(path)) return wrapped(await run(() => native.readTensors(path, true), options))
+  const layout = (await readTorchLayout(path)).map((t) => {
+    if (!isDType(t.dtype))
+      throw new DeemError('ERR_DTYPE', `'${path}': '${t.name}' is ${t.dtype}, which is not supported`)
+    return { ...t, dtype: t.dtype }
+  })
+  return wrapped(await run(() => native.mapTensors(path, layout), options))
+}
+
+function wrapped({ tensors, metadata }: NativeFile): TensorFile {
   return { tensors: Object.fromEntries(Object.entries(tensors).map(([name, h]) => [name, new Tensor(h)])), metadata }
 }
 

@@ -91,6 +91,11 @@ export class Module implements Disposable {
   assign(name: string, value: Tensor): void {
     this.handle.assign(name, value.handle)
   }
+  /** The same for many, off the JavaScript thread; values may be mapped from files and of any floating dtype. */
+  assignAll(values: Readonly<Record<string, Tensor>>, options?: CallOptions): Promise<void> {
+    const handles = Object.values(values).map((t) => t.handle)
+    return run(() => this.handle.assignAll(Object.keys(values), handles), options)
+  }
   zeroGrad(): void {
     this.handle.zeroGrad()
   }

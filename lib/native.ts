@@ -6,7 +6,11 @@ import { fileURLToPath } from 'node:url'
 import load from 'node-gyp-build'
 import { DeemError, type ErrorCode } from './errors.js'
 
-export type DType = 'f32' | 'bf16' | 'f16' | 'i64' | 'i32' | 'u8'
+const dtypes = ['f32', 'bf16', 'f16', 'i64', 'i32', 'u8'] as const
+export type DType = (typeof dtypes)[number]
+export function isDType(name: string): name is DType {
+  return (dtypes as readonly string[]).includes(name)
+}
 export type TypedArray = Float32Array | Uint16Array | BigInt64Array | Int32Array | Uint8Array
 
 export interface NativeTensor {
@@ -23,6 +27,20 @@ export interface NativeTensor {
   grad(): NativeTensor | null
   clearGrad(): void
   detach(): NativeTensor
+}
+
+export interface NativeFile {
+  tensors: Record<string, NativeTensor>
+  metadata: Record<string, string>
+}
+
+/** Where a tensor lies in a file: `start` in bytes, strides in elements (none: contiguous). */
+export interface PlacedTensor {
+  name: string
+  dtype: DType
+  shape: readonly number[]
+  strides: readonly number[]
+  start: number
 }
 
 export interface NativeTask<T> {
@@ -59,6 +77,7 @@ export interface NativeModel {
   gradient(name: string): NativeTensor | null
   read(name: string): NativeTensor
   assign(name: string, value: NativeTensor): void
+  assignAll(names: string[], values: NativeTensor[]): NativeTask<void>
   zeroGrad(): void
   load(path: string, prefix: string, strict: boolean): NativeTask<LoadReport>
   save(path: string, dtype: string): NativeTask<void>
@@ -112,7 +131,8 @@ export interface Native {
     optimizer: NativeAdamW | null,
     step: { lrFactor?: number; lossScale?: number; seed?: number; step?: number },
   ): NativeTask<Record<string, number>>
-  readTensors(path: string): NativeTask<{ tensors: Record<string, NativeTensor>; metadata: Record<string, string> }>
+  readTensors(path: string, mapped: boolean): NativeTask<NativeFile>
+  mapTensors(path: string, layout: readonly PlacedTensor[]): NativeTask<NativeFile>
   writeTensors(path: string, tensors: Record<string, NativeTensor>, metadata: Record<string, string>): NativeTask<void>
   memory(): MemoryReport
   resetPeakMemory(): void

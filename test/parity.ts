@@ -36,7 +36,7 @@ function parity(...args: string[]): { status: number | null; stdout: string; std
 const resultsOf = (stdout: string) => (JSON.parse(stdout) as { results: Result[] }).results
 
 function countCases(dir: string): number {
-  const here = existsSync(join(dir, 'config.json')) ? 1 : 0
+  const here = ['config.json', 'expected.json'].some((file) => existsSync(join(dir, file))) ? 1 : 0
   const below = readdirSync(dir, { withFileTypes: true }).filter((entry) => entry.isDirectory())
   return below.reduce((sum, { name }) => sum + countCases(join(dir, name)), here)
 }

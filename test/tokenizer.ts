@@ -1,9 +1,11 @@
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import { DeemError } from '../dist/errors.js'
 import { addedTokens, Tokenizer, type TokenizerJson, trainWordTokenizer } from '../dist/tokenizer/index.js'
+import { generator } from './_harness/random.js'
 
 // A byte-fallback BPE in LLaMA's arrangement, small enough to write out: bytes, the word mark, and two merges.
 function byteJson(): TokenizerJson {
@@ -171,20 +173,39 @@ test('ids out of range do not decode', (t) => {
   for (const id of [-1, 270, 1.5, Number.NaN]) t.throws(() => tokenizer.decode([id]), code('ERR_INDEX'))
 })
 
-const fixtures = process.env.DEEM_FIXTURES ?? '../shared/fixtures'
-const withFixtures = existsSync(join(fixtures, 'tokenizer')) ? test : test.skip
-withFixtures('200 strings of the reference tokenizer', async (t) => {
-  const folder = join(fixtures, 'tokenizer')
-  const tokenizer = await Tokenizer.load(folder, { padId: 511 })
-  const expected = JSON.parse(readFileSync(join(folder, 'expected.json'), 'utf8')) as {
-    vocab_size: number
-    strings: { text: string; ids: number[]; decoded: string }[]
+// ---- SentencePiece ----------------------------------------------------------------------------------------------------
+
+const pieces = fileURLToPath(new URL('../test/fixtures/tokenizer/tokenizer.model', import.meta.url))
+
+test('a tokenizer.model alone gives the tokenizer that its tokenizer.json is', async (t) => {
+  const fast = await Tokenizer.load(pieces.replace('.model', '.json'))
+  const slow = await Tokenizer.load(pieces, { baseVocabSize: 512 })
+  t.is(slow.vocabSize, fast.vocabSize)
+  for (let id = 0; id < fast.vocabSize; id++) t.is(slow.token(id), fast.token(id))
+  t.deepEqual(slow.json.model['merges'], fast.json.model['merges'])
+  t.deepEqual(slow.ids, fast.ids)
+})
+
+test('a damaged tokenizer.model is an error or another tokenizer, never a crash', async (t) => {
+  const whole = readFileSync(pieces)
+  const dir = mkdtempSync(join(tmpdir(), 'deem-pieces-'))
+  const file = join(dir, 'tokenizer.model')
+  const { uniform } = generator(11)
+  const below = (n: number) => Math.floor(uniform() * n)
+  const attempt = async (bytes: Uint8Array, what: string) => {
+    writeFileSync(file, bytes)
+    const made = await Tokenizer.load(file).catch((e: unknown) => e)
+    t.true(made instanceof Tokenizer || DeemError.isInstance(made), `${what}: ${String(made)}`)
   }
-  t.is(tokenizer.vocabSize, expected.vocab_size)
-  t.is(tokenizer.baseVocabSize, 512)
-  t.is(expected.strings.length, 200)
-  for (const { text, ids, decoded } of expected.strings) {
-    t.deepEqual(tokenizer.encode(text, { bos: true }), ids, JSON.stringify(text))
-    t.is(tokenizer.decode(ids), decoded, JSON.stringify(text))
+  try {
+    await attempt(new Uint8Array(), 'empty')
+    for (let n = 1; n < whole.length; n += 211) await attempt(whole.subarray(0, n), `cut to ${n}`)
+    for (let i = 0; i < 60; i++) {
+      const bytes = Buffer.from(whole)
+      for (let k = 0; k <= below(4); k++) bytes[below(bytes.length)] = below(256)
+      await attempt(bytes, `damage ${i}`)
+    }
+  } finally {
+    rmSync(dir, { recursive: true })
   }
 })

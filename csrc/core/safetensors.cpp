@@ -1,21 +1,15 @@
 #include "core/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <unordered_map>
 
 #include "core/engine.h"
+#include "core/file.h"
 
 namespace deem {
 namespace {
@@ -178,17 +172,8 @@ class HeaderReader {
   bool has_metadata_ = false;
 };
 
-// Bytes of the tensor; FormatError where the shape has more elements than any tensor may have.
 uint64_t bytes_of(const Entry& e, const std::string& where) {
-  uint64_t n = 1;
-  bool zero = false;
-  for (int64_t d : e.shape) {
-    if (d == 0) zero = true;
-    else
-      check<FormatError>(!__builtin_mul_overflow(n, uint64_t(d), &n) && n < (uint64_t(1) << 46), where, "tensor ",
-                         quoted(e.name), ": shape ", e.shape, " has too many elements");
-  }
-  return zero ? 0 : n * size_of(e.dtype);
+  return checked_numel(e.shape, where + "tensor " + quoted(e.name) + ": ") * size_of(e.dtype);
 }
 
 // Sorted by position; the tensors must fill the data exactly: no hole, no overlap, nothing left over.
@@ -218,50 +203,11 @@ void check_layout(std::vector<Entry>& entries, uint64_t data_bytes, const std::s
                      " bytes of data");
 }
 
-struct Descriptor {
-  int fd;
-  explicit Descriptor(int fd) : fd(fd) {}
-  ~Descriptor() {
-    if (fd >= 0) ::close(fd);
-  }
-  Descriptor(const Descriptor&) = delete;
-};
-
-[[noreturn]] void fail_io(const char* what, const std::string& path, int error = errno) {
-  throw IoError(str("cannot ", what, " ", quoted(path), ": ", std::strerror(error)));
-}
-
-void check_path(const std::string& path) {
-  check<IoError>(!path.empty(), "the path of a safetensors file is empty");
-  check<IoError>(path.find('\0') == std::string::npos, "the path of a safetensors file holds a zero byte");
-}
-
-struct Mapping {
-  char* data;
-  size_t bytes;
-  ~Mapping() { ::munmap(data, bytes); }
-};
-
-std::shared_ptr<Mapping> map_file(const std::string& path) {
-  check_path(path);
-  // Not blocking: opening a pipe must fail below, not wait for a writer.
-  Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (file.fd < 0) fail_io("open", path);
-  struct stat st;
-  if (::fstat(file.fd, &st) != 0) fail_io("read", path);
-  check<IoError>(S_ISREG(st.st_mode), "cannot open ", quoted(path), ": not a regular file");
-  check<FormatError>(st.st_size >= 8, quoted(path), ": ", st.st_size, " bytes are too few for a safetensors file");
-  // Private: a stray write changes a copy of the page, never the file. No swap is set aside for such copies.
-  void* data = ::mmap(nullptr, size_t(st.st_size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, file.fd, 0);
-  if (data == MAP_FAILED) fail_io("map", path);
-  return std::make_shared<Mapping>(static_cast<char*>(data), size_t(st.st_size));
-}
-
 }  // namespace
 
 struct SafetensorsFile::Impl {
   std::string path;
-  std::shared_ptr<Mapping> map;
+  std::shared_ptr<MappedFile> map;
   size_t data_at = 0;  // bytes from the start of the file
   std::vector<Entry> entries;
   std::vector<std::string> names;
@@ -272,14 +218,15 @@ struct SafetensorsFile::Impl {
 SafetensorsFile SafetensorsFile::open(const std::string& path) {
   auto p = std::make_shared<Impl>();
   p->path = path;
-  p->map = map_file(path);
+  p->map = MappedFile::open(path);
   std::string where = quoted(path) + ": ";
+  check<FormatError>(p->map->bytes() >= 8, where, p->map->bytes(), " bytes are too few for a safetensors file");
   uint64_t header;
-  std::memcpy(&header, p->map->data, 8);
+  std::memcpy(&header, p->map->data(), 8);
   check<FormatError>(header <= kMaxHeader, where, "a header of ", header, " bytes is over the limit of ", kMaxHeader);
-  check<FormatError>(header <= p->map->bytes - 8, where, "the header needs ", header, " bytes but the file has ",
-                     p->map->bytes - 8, " after its length");
-  const char* text = p->map->data + 8;
+  check<FormatError>(header <= p->map->bytes() - 8, where, "the header needs ", header, " bytes but the file has ",
+                     p->map->bytes() - 8, " after its length");
+  const char* text = p->map->data() + 8;
   check<FormatError>(header > 0 && *text == '{', where, "the header must begin with '{'");
 
   // The JSON reader takes a zero byte for the end of its input.
@@ -290,7 +237,7 @@ SafetensorsFile SafetensorsFile::open(const std::string& path) {
   p->entries = std::move(reader.entries);
   p->metadata = std::move(reader.metadata);
   p->data_at = size_t(8 + header);
-  check_layout(p->entries, p->map->bytes - p->data_at, where);
+  check_layout(p->entries, p->map->bytes() - p->data_at, where);
   p->names.reserve(p->entries.size());
   for (size_t i = 0; i < p->entries.size(); i++) {
     const std::string& name = p->entries[i].name;
@@ -310,17 +257,10 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
   auto it = p_->index.find(name);
   check<WeightsError>(it != p_->index.end(), quoted(p_->path), ": no tensor ", quoted(name));
   const Entry& e = p_->entries[it->second];
-  char* data = p_->map->data + p_->data_at + e.begin;
-  if (reinterpret_cast<uintptr_t>(data) % size_of(e.dtype) != 0) {
-    Tensor copy = Tensor::empty(e.shape, e.dtype);
-    std::memcpy(copy.raw(), data, e.end - e.begin);
-    return copy;
-  }
-  return Tensor::from_storage(std::make_shared<Storage>(data, e.end - e.begin, Device::cpu, p_->map), e.shape, e.dtype);
+  return p_->map->tensor(p_->data_at + e.begin, e.dtype, e.shape, {}, quoted(p_->path) + ": ");
 }
 
-// ---- writing
-// -----------------------------------------------------------------------------------------------------------
+// ---- writing -----------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -361,61 +301,10 @@ std::string make_header(const std::vector<const NamedTensor*>& tensors,
   return std::string(reinterpret_cast<const char*>(&n), 8) + json;
 }
 
-// A new file beside `path` that is removed again unless it was moved into place.
-class TemporaryFile {
- public:
-  explicit TemporaryFile(const std::string& path) : path_(path) {
-    size_t slash = path.rfind('/');
-    folder_ = slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
-    static std::atomic<unsigned> counter{0};
-    do {
-      name_ = str(folder_, "/.deem-", ::getpid(), '-', counter++, ".tmp");
-      fd_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    } while (fd_ < 0 && errno == EEXIST);
-    if (fd_ < 0) fail_io("create a file in", folder_);
-    struct stat old;
-    if (::stat(path.c_str(), &old) == 0 && S_ISREG(old.st_mode))
-      (void)!::fchmod(fd_, old.st_mode & 07777);  // keep who may read it
-  }
-  ~TemporaryFile() {
-    if (fd_ >= 0) ::close(fd_);
-    if (!name_.empty()) ::unlink(name_.c_str());
-  }
-  TemporaryFile(const TemporaryFile&) = delete;
-
-  void write(const char* data, size_t bytes) {
-    constexpr size_t kChunk = size_t(16) << 20;  // between two looks at the cancel flag
-    while (bytes > 0) {
-      poll_cancel();
-      ssize_t n = ::write(fd_, data, std::min(bytes, kChunk));
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) fail_io("write", path_, n == 0 ? ENOSPC : errno);
-      data += n;
-      bytes -= size_t(n);
-    }
-  }
-
-  void move_into_place() {
-    if (::fsync(fd_) != 0) fail_io("sync", path_);
-    int fd = std::exchange(fd_, -1);
-    if (::close(fd) != 0) fail_io("close", path_);
-    if (::rename(name_.c_str(), path_.c_str()) != 0) fail_io("replace", path_);
-    name_.clear();
-    Descriptor folder(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    // Some file systems cannot sync a folder and say EINVAL; a folder may be writable but not readable.
-    if (folder.fd >= 0 && ::fsync(folder.fd) != 0 && errno != EINVAL) fail_io("sync", folder_);
-  }
-
- private:
-  std::string path_, folder_, name_;
-  int fd_ = -1;
-};
-
 }  // namespace
 
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata) {
-  check_path(path);
   std::set<std::string> names;
   std::vector<const NamedTensor*> order;
   for (const NamedTensor& t : tensors) {

@@ -77,10 +77,10 @@ TensorMap Deem::generate_text(const TensorMap& inputs, const Json& options) cons
 
 namespace {
 
-struct SamplerOptions {
-  int64_t steps;
+struct PaintOptions {
+  SamplerConfig sampler;
   double guidance;
-  explicit SamplerOptions(const Config& o) : steps(o.positive("steps", 20)), guidance(o.number("guidance", 3.5)) {
+  explicit PaintOptions(const Config& o) : sampler(SamplerConfig::read(o)), guidance(o.number("guidance", 3.5)) {
     o.finish();
   }
 };
@@ -103,7 +103,7 @@ Tensor Deem::starting_noise(const TensorMap& inputs, int64_t n) const {
 // Paints the images named by `which` [k] (indices in reading order) from the states before them; pixels given for them are
 // not looked at by anything that comes before. latent [k, h, w, C]: the noise to start from, else drawn from the seed.
 TensorMap Deem::paint(const TensorMap& inputs, const Json& options) const {
-  SamplerOptions o(Config(options, "paint"));
+  PaintOptions o(Config(options, "paint"));
   Prepared p = prepare(inputs, {});
   check<ValueError>(p.starts.images() > 0, "[paint] the rows hold no image to paint");
   Tensor which = contiguous(input(inputs, "which"));
@@ -119,14 +119,14 @@ TensorMap Deem::paint(const TensorMap& inputs, const Json& options) const {
   const Denoiser& sd = visual_.encoder;
   MmfsInputs mmfs{&sd.mmfs, maps, gather_rows(ctx.history_mask, which)};
   Tensor noise = starting_noise(inputs, which.numel());
-  Tensor latent =
-      sample(sd.unet, sd.schedule, noise, gather_rows(ctx.cond, which), neg_prompt_embeds_, mmfs, o.steps, o.guidance);
+  Sampler sampler(sd.schedule, o.sampler);
+  Tensor latent = sample(sd.unet, sampler, noise, {gather_rows(ctx.cond, which), neg_prompt_embeds_, mmfs, o.guidance});
   return {{"latent", latent}, {"image", to_picture(sd.vae.decode(latent))}};
 }
 
 // What the encoder saw: its own tokens and masked maps condition the denoiser, as in the consistency loss.
 TensorMap Deem::reconstruct(const TensorMap& inputs, const Json& options) const {
-  SamplerOptions o(Config(options, "reconstruct"));
+  PaintOptions o(Config(options, "reconstruct"));
   const Tensor& image = input(inputs, "image_tensors");
   int64_t n = image.ndim() > 0 ? image.size(0) : 0;
   check_pictures(inputs, n);
@@ -135,8 +135,9 @@ TensorMap Deem::reconstruct(const TensorMap& inputs, const Json& options) const 
   const Denoiser& sd = visual_.encoder;
   MmfsInputs mmfs{&sd.mmfs, masked_maps(seen, mask), Tensor::full({n, 1}, 1, DType::i64)};
   Tensor noise = starting_noise(inputs, n);
-  Tensor latent = sample(sd.unet, sd.schedule, noise, visual_.proj_i(seen.query_embeds), neg_prompt_embeds_, mmfs,
-                         o.steps, o.guidance);
+  Sampler sampler(sd.schedule, o.sampler);
+  Tensor latent =
+      sample(sd.unet, sampler, noise, {visual_.proj_i(seen.query_embeds), neg_prompt_embeds_, mmfs, o.guidance});
   return {{"latent", latent}, {"image", to_picture(sd.vae.decode(latent))}};
 }
 

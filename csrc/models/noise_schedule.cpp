@@ -4,8 +4,6 @@
 #include <cmath>
 #include <numbers>
 
-#include "core/engine.h"
-
 namespace deem {
 
 NoiseScheduleConfig NoiseScheduleConfig::read(const Config& c) {
@@ -36,7 +34,7 @@ static std::vector<float> linspace(float a, float b, int64_t n) {
   return v;
 }
 
-static std::vector<float> betas(const NoiseScheduleConfig& c) {
+static std::vector<float> betas_of(const NoiseScheduleConfig& c) {
   int64_t n = c.num_train_timesteps;
   std::vector<float> b;
   if (c.beta_schedule == "linear") {
@@ -55,9 +53,9 @@ static std::vector<float> betas(const NoiseScheduleConfig& c) {
   return b;
 }
 
-NoiseSchedule::NoiseSchedule(const NoiseScheduleConfig& c) : config_(c) {
+NoiseSchedule::NoiseSchedule(const NoiseScheduleConfig& c) : config_(c), betas_(betas_of(c)) {
   double product = 1;
-  for (float b : betas(c)) {
+  for (float b : betas_) {
     product *= double(1.0f - b);
     alphas_cumprod_.push_back(float(product));
   }
@@ -102,41 +100,6 @@ Tensor NoiseSchedule::target(const Tensor& latent, const Tensor& noise, const Te
   if (type == "v_prediction") return velocity(latent, noise, t);
   if (type == "sample") return latent;
   throw ConfigError("unknown prediction_type '" + type + "', known are epsilon, v_prediction, sample");
-}
-
-std::vector<int64_t> NoiseSchedule::ddim_timesteps(int64_t n) const {
-  check<ValueError>(n >= 1 && n <= steps(), "[ddim] steps must be 1..", steps(), " but is ", n);
-  std::vector<int64_t> t;
-  for (int64_t i = n - 1; i >= 0; i--) t.push_back(std::min(i * (steps() / n) + config_.steps_offset, steps() - 1));
-  return t;
-}
-
-Tensor NoiseSchedule::ddim(Tensor x, int64_t n, const std::function<Tensor(const Tensor&, int64_t)>& predict) const {
-  GradMode off(false);
-  int64_t done = 0;
-  for (int64_t t : ddim_timesteps(n)) {
-    poll_cancel();
-    int64_t before = t - steps() / n;
-    double a = alphas_cumprod_[size_t(t)];
-    double a_before = before >= 0                ? alphas_cumprod_[size_t(before)]
-                      : config_.set_alpha_to_one ? 1.0
-                                                 : alphas_cumprod_[0];
-    Tensor y = predict(x, t), clean, noise;
-    double sa = std::sqrt(a), sn = std::sqrt(1 - a);
-    if (config_.prediction_type == "epsilon") {
-      noise = y;
-      clean = mul_scalar(sub(x, mul_scalar(y, sn)), 1 / sa);
-    } else if (config_.prediction_type == "v_prediction") {
-      clean = sub(mul_scalar(x, sa), mul_scalar(y, sn));
-      noise = add(mul_scalar(y, sa), mul_scalar(x, sn));
-    } else {
-      clean = y;
-      noise = mul_scalar(sub(x, mul_scalar(y, sa)), 1 / sn);
-    }
-    x = add(mul_scalar(clean, std::sqrt(a_before)), mul_scalar(noise, std::sqrt(1 - a_before)));
-    report_progress(++done, n);
-  }
-  return x;
 }
 
 Tensor sniffer_timesteps(const Tensor& t_in) {

@@ -1,8 +1,6 @@
-// Noise of diffusion training and the deterministic sampler (Ho et al., DDPM; Song et al., DDIM), with the arithmetic of the
-// usual libraries: tables in f32. Latents are [N, h, w, C].
+// Noise of diffusion training (Ho et al., DDPM), with the arithmetic of the usual libraries: tables in f32. Latents are
+// [N, h, w, C]; sampler.h has the way back.
 #pragma once
-#include <functional>
-
 #include "models/module.h"
 
 namespace deem {
@@ -22,6 +20,8 @@ class NoiseSchedule {
   explicit NoiseSchedule(const NoiseScheduleConfig& c);
   int64_t steps() const { return config_.num_train_timesteps; }
   const NoiseScheduleConfig& config() const { return config_; }
+  const std::vector<float>& betas() const { return betas_; }
+  const std::vector<float>& alphas_cumprod() const { return alphas_cumprod_; }
 
   // sqrt(a_t) x + sqrt(1 - a_t) noise, t [N] i64 in 0..steps-1 (else IndexError)
   Tensor add_noise(const Tensor& latent, const Tensor& noise, const Tensor& t) const;
@@ -30,15 +30,10 @@ class NoiseSchedule {
   // What the denoiser is to predict; kind overrides the configured prediction_type.
   Tensor target(const Tensor& latent, const Tensor& noise, const Tensor& t, const std::string& kind = "") const;
 
-  // DDIM with eta 0 from `latent` (unit noise) in n steps of leading spacing. predict(x, t) gives the model's output for x at
-  // timestep t. Never recorded.
-  Tensor ddim(Tensor latent, int64_t n, const std::function<Tensor(const Tensor&, int64_t)>& predict) const;
-  std::vector<int64_t> ddim_timesteps(int64_t n) const;
-
  private:
   Tensor factors(const Tensor& t, bool noise, DType dtype) const;  // [N, 1, 1, 1]
   NoiseScheduleConfig config_;
-  std::vector<float> alphas_cumprod_;
+  std::vector<float> betas_, alphas_cumprod_;
 };
 
 // The consistency loss draws from the middle: round((t - 500) * 0.6 + 500), i.e. 200..799. t i64.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/engine.h"
 #include "core/rng.h"
 
 namespace deem {
@@ -257,11 +258,11 @@ struct UnetModel : Model {
       return {{"loss", mse_loss(pred, target)}, {"noisy", noisy}, {"pred", pred}, {"target", target}};
     }
     if (method == "sample") {
-      int64_t steps = o.integer("steps", 20);
+      Sampler sampler(noise(), SamplerConfig::read(o));
       double guidance = o.number("guidance", 1);
       o.finish();
-      return {{"latent", sample(*unet, noise(), input(inputs, "latent"), context, optional_input(inputs, "negative"),
-                                mmfs, steps, guidance)}};
+      Conditions conditions{context, optional_input(inputs, "negative"), mmfs, guidance};
+      return {{"latent", sample(*unet, sampler, input(inputs, "latent"), conditions)}};
     }
     unknown_method("unet", method);
   }
@@ -274,27 +275,36 @@ const RegisterModel r{"unet", make};
 
 }  // namespace
 
-Tensor sample(const Unet& unet, const NoiseSchedule& schedule, const Tensor& latent, const Tensor& context,
-              const MaybeTensor& negative, const std::optional<MmfsInputs>& mmfs, int64_t steps, double guidance) {
+Tensor sample(const Unet& unet, Sampler& sampler, const Tensor& latent, const Conditions& c) {
   GradMode off(false);
-  int64_t n = latent.size(0);
-  bool guided = guidance != 1 && negative;
-  Tensor both = context;
-  std::optional<MmfsInputs> maps = mmfs;
+  int64_t n = latent.size(0), last = sampler.evaluations();
+  bool guided = c.guidance != 1 && c.negative;
+  Tensor context = c.context;
+  std::optional<MmfsInputs> maps = c.mmfs;
   if (guided) {
-    both = cat({contiguous(broadcast_to(*negative, context.shape())), context}, 0);
+    context = cat({contiguous(broadcast_to(*c.negative, context.shape())), context}, 0);
     if (maps) {
       for (Tensor& m : maps->maps) m = cat({m, m}, 0);
       maps->mask = cat({maps->mask, maps->mask}, 0);
     }
   }
-  return schedule.ddim(latent, steps, [&](const Tensor& x, int64_t t) {
-    Tensor in = guided ? cat({x, x}, 0) : x;
-    Tensor y = unet.forward(in, Tensor::full({in.size(0)}, double(t), DType::i64), both, maps);
-    if (!guided) return y;
-    Tensor without = slice(y, 0, 0, n), with = slice(y, 0, n, 2 * n);
-    return add(without, mul_scalar(sub(with, without), guidance));
-  });
+  sampler.start();
+  Tensor x = mul_scalar(latent, sampler.initial_deviation());
+  for (int64_t i = 0; i < last; i++) {
+    poll_cancel();
+    Tensor in = sampler.scale_input(x, i);
+    if (guided) in = cat({in, in}, 0);
+    Tensor y = unet.forward(in, Tensor::full({in.size(0)}, sampler.timesteps()[size_t(i)]), context, maps);
+    if (guided) {
+      Tensor without = slice(y, 0, 0, n), with = slice(y, 0, n, 2 * n);
+      y = add(without, mul_scalar(sub(with, without), c.guidance));
+    }
+    MaybeTensor noise;
+    if (sampler.draws(i)) noise = randn(x.shape(), int64_t(rng_state().seed), int64_t(take_stream()));
+    x = sampler.step(x, y, i, noise);
+    report_progress(i + 1, last);
+  }
+  return x;
 }
 
 }  // namespace deem

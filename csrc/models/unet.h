@@ -2,8 +2,8 @@
 // sample [N, h, w, C], timesteps [N] i64, context [N, T, D].
 #pragma once
 #include "models/mmfs_net.h"
-#include "models/noise_schedule.h"
 #include "models/resnet.h"
+#include "models/sampler.h"
 
 namespace deem {
 
@@ -62,9 +62,15 @@ struct Unet {
                  const std::optional<MmfsInputs>& mmfs = {}, bool checkpoint = false) const;
 };
 
-// Classifier-free guidance by DDIM: from noise `latent` in `steps` steps; with a negative context [1 or N, T, D] and a guidance
-// other than 1 both halves run as one batch, negative first. Never recorded.
-Tensor sample(const Unet& unet, const NoiseSchedule& schedule, const Tensor& latent, const Tensor& context,
-              const MaybeTensor& negative, const std::optional<MmfsInputs>& mmfs, int64_t steps, double guidance);
+// What one picture is painted from.
+struct Conditions {
+  Tensor context;                  // [N, T, D]
+  MaybeTensor negative;            // [1 or N, T, D]: where classifier-free guidance starts from
+  std::optional<MmfsInputs> mmfs;  // of N images
+  double guidance = 1;             // other than 1: both halves run as one batch, negative first
+};
+
+// From unit noise `latent` [N, h, w, C] to a clean latent. Noise that the sampler adds is drawn from the current seed.
+Tensor sample(const Unet& unet, Sampler& sampler, const Tensor& latent, const Conditions& conditions);
 
 }  // namespace deem

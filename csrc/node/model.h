@@ -18,6 +18,7 @@ class JsModel : public Napi::ObjectWrap<JsModel> {
   Napi::Value gradient(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value assign(const Napi::CallbackInfo& info);
+  Napi::Value assign_all(const Napi::CallbackInfo& info);
   Napi::Value zero_grad(const Napi::CallbackInfo& info);
   Napi::Value load(const Napi::CallbackInfo& info);
   Napi::Value save(const Napi::CallbackInfo& info);

@@ -153,6 +153,27 @@ Napi::Value JsModel::assign(const Napi::CallbackInfo& info) {
   });
 }
 
+// assignAll(names, values) -> task; values in the published layout. The first that does not fit ends it.
+Napi::Value JsModel::assign_all(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    auto m = model("assignAll");
+    auto names = From<std::vector<std::string>>::js(info[0], "assignAll");
+    auto values = From<std::vector<Tensor>>::js(info[1], "assignAll");
+    check<ValueError>(names.size() == values.size(), "[assignAll] ", names.size(), " names but ", values.size(),
+                      " values");
+    return start_task(
+        info.Env(),
+        [=] {
+          for (size_t i = 0; i < names.size(); i++) {
+            m->params.assign(m->params.at(names[i]), values[i]);
+            report_progress(int64_t(i + 1), int64_t(names.size()));
+            poll_cancel();
+          }
+        },
+        [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+  });
+}
+
 Napi::Value JsModel::zero_grad(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto m = model("zeroGrad");
@@ -232,8 +253,8 @@ void init_models(Napi::Env env, Napi::Object exports) {
        JsModel::InstanceMethod<&JsModel::parameter>("parameter"),
        JsModel::InstanceMethod<&JsModel::gradient>("gradient"), JsModel::InstanceMethod<&JsModel::read>("read"),
        JsModel::InstanceMethod<&JsModel::assign>("assign"), JsModel::InstanceMethod<&JsModel::zero_grad>("zeroGrad"),
-       JsModel::InstanceMethod<&JsModel::load>("load"), JsModel::InstanceMethod<&JsModel::save>("save"),
-       JsModel::InstanceMethod<&JsModel::call>("call")});
+       JsModel::InstanceMethod<&JsModel::assign_all>("assignAll"), JsModel::InstanceMethod<&JsModel::load>("load"),
+       JsModel::InstanceMethod<&JsModel::save>("save"), JsModel::InstanceMethod<&JsModel::call>("call")});
   data_of(env).model = Napi::Persistent(ctor);
   exports.Set("createModel", Napi::Function::New(env, create, "createModel"));
   exports.Set("modelKinds", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {

@@ -2,6 +2,7 @@ import { type CreateOptions, createHandle, type ForwardOptions, Module, output }
 import type { Tensor } from '../tensor.js'
 import type { AdamW } from '../train/adamw.js'
 import { type TrainStepOptions, trainStep } from '../train/step.js'
+import type { SamplerName } from './sampler.js'
 
 /** Rows of text and images as the model takes them; `buildSequences` makes them. B rows of L ids, N images in reading order. */
 export interface DeemInputs extends Record<string, Tensor | undefined> {
@@ -72,8 +73,14 @@ export interface GenerateTextOptions extends ForwardOptions {
 }
 
 export interface SampleOptions extends ForwardOptions {
-  /** DDIM steps. Default 20. */
+  /** Default ddim. */
+  sampler?: SamplerName
+  /** Steps of the sampler. Default 20. */
   steps?: number
+  /** Noise levels spaced as Karras et al. do; dpmpp and the Eulers. Default false. */
+  karras?: boolean
+  /** Noise of DDIM, 0 (default) to 1. */
+  eta?: number
   /** Weight of classifier-free guidance. Default 3.5. */
   guidance?: number
 }
@@ -144,9 +151,10 @@ export class Deem extends Module {
   async #sample(
     method: string,
     inputs: Record<string, Tensor | undefined>,
-    { steps = 20, guidance = 3.5, ...call }: SampleOptions,
+    { sampler = 'ddim', steps = 20, karras = false, eta = 0, guidance = 3.5, ...call }: SampleOptions,
   ): Promise<Tensor> {
-    const { latent, image } = await this.call(method, inputs, { steps, guidance }, { ...call, grad: false })
+    const options = { sampler, steps, karras, eta, guidance }
+    const { latent, image } = await this.call(method, inputs, options, { ...call, grad: false })
     latent?.dispose()
     return output(image ? { image } : {}, 'image')
   }

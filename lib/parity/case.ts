@@ -1,8 +1,12 @@
-/** Cases on disk: a folder with `config.json`; its kind is its place, the last two folders of its path. */
+/**
+ * Cases on disk: a folder with `config.json`, or with `expected.json`. Its kind is its place: the last folder of its path, for
+ * `ops`, `modules` and `model` the last two.
+ */
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import { DeemError } from '../errors.js'
 import { readTensors } from '../files.js'
+import { parsePythonJson } from '../json.js'
 import { ops } from '../ops.js'
 import { Tensor } from '../tensor.js'
 import type { ComputeType } from './compare.js'
@@ -27,7 +31,7 @@ export interface Case {
 export function findCases(paths: readonly string[]): string[] {
   const found: string[] = []
   const visit = (dir: string) => {
-    if (existsSync(join(dir, 'config.json'))) found.push(dir)
+    if (['config.json', 'expected.json'].some((file) => existsSync(join(dir, file)))) found.push(dir)
     for (const entry of readdirSync(dir, { withFileTypes: true })) if (entry.isDirectory()) visit(join(dir, entry.name))
   }
   for (const path of paths) {
@@ -38,11 +42,13 @@ export function findCases(paths: readonly string[]): string[] {
 }
 
 export function kindOf(dir: string): string {
-  return `${basename(dirname(dir))}/${basename(dir)}`
+  const place = basename(dirname(dir))
+  return ['ops', 'modules', 'model'].includes(place) ? `${place}/${basename(dir)}` : basename(dir)
 }
 
 export async function loadCase(dir: string, dtype: ComputeType): Promise<Case> {
-  const config = JSON.parse(readFileSync(join(dir, 'config.json'), 'utf8')) as Json
+  const described = join(dir, 'config.json')
+  const config = existsSync(described) ? (parsePythonJson(readFileSync(described, 'utf8')) as Json) : {}
   const read = async (file: string): Promise<Tensors> =>
     existsSync(join(dir, file)) ? (await readTensors(join(dir, file))).tensors : {}
   return {

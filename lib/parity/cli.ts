@@ -8,22 +8,22 @@ import type { Comparison, ComputeType } from './compare.js'
 import { runDeem, runDeemTrain } from './kinds/deem.js'
 import { moduleRunner } from './kinds/modules.js'
 import { opRunner } from './kinds/ops.js'
+import { runSchedulers } from './kinds/schedulers.js'
+import { runTokenizer } from './kinds/tokenizer.js'
 import { absent, type Timing } from './program.js'
 
 type Runner = (c: Case, repeat: number, timing: Timing) => Promise<Comparison[]>
 
 function runnerFor(kind: string): Runner {
   const [place, name] = kind.split('/') as [string, string]
+  const whole: Record<string, Runner> = {
+    'model/deem_nano': runDeem,
+    'model/deem_nano_train': runDeemTrain,
+    schedulers: runSchedulers,
+    tokenizer: runTokenizer,
+  }
   const runner =
-    kind === 'model/deem_nano'
-      ? runDeem
-      : kind === 'model/deem_nano_train'
-        ? runDeemTrain
-        : place === 'ops'
-          ? opRunner(name)
-          : place === 'modules'
-            ? moduleRunner(name)
-            : undefined
+    whole[kind] ?? (place === 'ops' ? opRunner(name) : place === 'modules' ? moduleRunner(name) : undefined)
   if (!runner) throw new DeemError('ERR_NOT_IMPLEMENTED', `unknown kind of case '${kind}'`)
   return runner
 }

@@ -11,6 +11,7 @@ export type Rule =
   | 'trajectory-loss'
   | 'trajectory-norm' // gradient norms before clipping
   | 'parameter-norm'
+  | 'sampled' // latents along a sampler's way
   | 'exact'
 
 export interface Comparison {
@@ -106,6 +107,8 @@ export function compare(
       const limit = relative[dtype][rule]
       return result(plainRel, plainRel <= limit, `rel ${limit}`)
     }
+    case 'sampled':
+      return result(plainRel, maxAbs <= 1e-3, 'abs 1e-3')
     default: {
       const limit = absolute[dtype][rule] * Math.max(1, scale)
       return result(plainRel, maxAbs <= limit, `abs ${limit.toExponential(1)}`)

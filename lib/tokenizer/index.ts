@@ -1,9 +1,3 @@
-export {
-  addedTokens,
-  type SpecialIds,
-  Tokenizer,
-  type TokenizerConfig,
-  type TokenizerJson,
-  type TokenizerOptions,
-} from './tokenizer.js'
+export type { TokenizerConfig, TokenizerJson } from './json.js'
+export { addedTokens, type SpecialIds, Tokenizer, type TokenizerOptions } from './tokenizer.js'
 export { trainWordTokenizer } from './word-tokenizer.js'

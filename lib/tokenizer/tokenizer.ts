@@ -2,6 +2,8 @@ import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
 import { type Engine, makeEngine } from './engine.js'
+import { addedToken, type TokenizerConfig, type TokenizerJson } from './json.js'
+import { fromSentencePiece } from './sentencepiece.js'
 
 /** The tokens DEEM adds after the vocabulary of the language model, in id order. */
 export const addedTokens = ['<|startofimage|>', '<|sniffer|>', '<ref>', '</ref>', '<box>', '</box>'] as const
@@ -15,24 +17,6 @@ export interface SpecialIds {
   soi: number
   /** A slot that an image token replaces. */
   image: number
-}
-
-/** The part of a tokenizer.json this code looks at; the rest passes through. */
-export interface TokenizerJson {
-  added_tokens: AddedToken[]
-  model: { vocab?: Record<string, number> | [string, number][]; unk_token?: string | null; [key: string]: unknown }
-  [key: string]: unknown
-}
-interface AddedToken {
-  id: number
-  content: string
-  special?: boolean
-  [key: string]: unknown
-}
-
-/** tokenizer_config.json: which tokens are bos, eos, pad, unk. */
-export interface TokenizerConfig {
-  [key: string]: unknown
 }
 
 export interface TokenizerOptions {
@@ -82,14 +66,23 @@ export class Tokenizer {
     }
   }
 
-  /** Reads a folder with tokenizer.json (and tokenizer_config.json if there is one), or the file itself. */
+  /**
+   * Reads a folder with tokenizer.json or, where that is missing, a SentencePiece tokenizer.model (and tokenizer_config.json if
+   * there is one), or one of the two files itself.
+   */
   static async load(path: string, options: TokenizerOptions = {}): Promise<Tokenizer> {
     const folder = (await stat(path).catch(() => undefined))?.isDirectory() === true
-    const file = folder ? join(path, 'tokenizer.json') : path
-    const json = (await readJson(file)) as TokenizerJson | undefined
-    if (json === undefined) throw new DeemError('ERR_IO', `[tokenizer] no tokenizer at ${file}`)
-    const config = ((await readJson(join(dirname(file), 'tokenizer_config.json'))) ?? {}) as TokenizerConfig
-    return new Tokenizer(json, config, options)
+    const files = folder ? [join(path, 'tokenizer.json'), join(path, 'tokenizer.model')] : [path]
+    for (const file of files) {
+      const bytes = await readBytes(file)
+      if (!bytes) continue
+      const own = file.endsWith('.model') ? fromSentencePiece(bytes) : { json: parsed(bytes, file), config: {} }
+      const beside = join(dirname(file), 'tokenizer_config.json')
+      const text = await readBytes(beside)
+      const config = { ...own.config, ...(text && (parsed(text, beside) as TokenizerConfig)) }
+      return new Tokenizer(own.json as TokenizerJson, config, options)
+    }
+    throw new DeemError('ERR_IO', `[tokenizer] no tokenizer at ${files.join(' or ')}`)
   }
 
   /** Writes tokenizer.json and tokenizer_config.json. */
@@ -184,11 +177,6 @@ function withAddedTokens(json: TokenizerJson, from?: number): { json: TokenizerJ
   return { json: full, base }
 }
 
-/** @internal An entry of `added_tokens` that is matched as it stands. */
-export function addedToken(content: string, id: number): AddedToken {
-  return { id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true }
-}
-
 function tokenName(entry: unknown): string | undefined {
   if (typeof entry === 'string') return entry
   if (typeof entry === 'object' && entry !== null && 'content' in entry && typeof entry.content === 'string')
@@ -196,16 +184,18 @@ function tokenName(entry: unknown): string | undefined {
   return undefined
 }
 
-async function readJson(file: string): Promise<unknown> {
-  let text: string
+async function readBytes(file: string): Promise<Buffer | undefined> {
   try {
-    text = await readFile(file, 'utf8')
+    return await readFile(file)
   } catch (cause) {
     if ((cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined
     throw causedBy(cause, 'ERR_IO', `[tokenizer] cannot read ${file}`)
   }
+}
+
+function parsed(bytes: Buffer, file: string): object {
   try {
-    return JSON.parse(text)
+    return JSON.parse(bytes.toString('utf8'))
   } catch (cause) {
     throw causedBy(cause, 'ERR_FORMAT', `[tokenizer] ${file} is not JSON`)
   }

@@ -1,5 +1,6 @@
 import { DeemError } from '../errors.js'
-import { addedToken, Tokenizer, type TokenizerJson } from './tokenizer.js'
+import { addedToken, type TokenizerJson } from './json.js'
+import { Tokenizer } from './tokenizer.js'
 
 const specials = ['<unk>', '<s>', '</s>', '<pad>'] as const
 // As the BertPreTokenizer of tokenizer.json splits: runs of word characters, and every punctuation mark by itself.
