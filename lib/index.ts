@@ -2,6 +2,15 @@ export * from './data/index.js'
 export { DeemError, type ErrorCode } from './errors.js'
 export { type Rate, wilson } from './eval/interval.js'
 export { mapTensors, readTensors, type TensorFile, writeTensors } from './files.js'
+export type { BeamOptions } from './generate/beam.js'
+export { type DecodeOptions, type DecodeStep, decode } from './generate/decode.js'
+export {
+  type PaintOptions,
+  type PictureOptions,
+  PictureSession,
+  type PictureStart,
+} from './generate/picture-session.js'
+export { type ChoiceRules, type Continuations, type Next, type Sampling, TextSession } from './generate/text-session.js'
 export { f32, type HostTensor, hostTensor, i64 } from './host-tensor.js'
 export * from './image/index.js'
 export { ClipText } from './models/clip-text.js'
@@ -12,8 +21,8 @@ export {
   type DeemInputs,
   type DeemTrainInputs,
   type DeemTrainOptions,
+  type GeneratedText,
   type GenerateTextOptions,
-  type SampleOptions,
 } from './models/deem.js'
 export { Llama, type LlamaInputs, type LlamaOptions } from './models/llama.js'
 export { Perceiver } from './models/perceiver.js'

@@ -1,5 +1,12 @@
 import { DeemError } from './errors.js'
-import { type DType, type LoadReport, type NativeModel, native, type ParameterInfo } from './native.js'
+import {
+  type DType,
+  type LoadReport,
+  type NativeModel,
+  type NativeTensor,
+  native,
+  type ParameterInfo,
+} from './native.js'
 import { optionsJson } from './options.js'
 import { type CallOptions, run } from './task.js'
 import { Tensor } from './tensor.js'
@@ -115,6 +122,20 @@ export class Module implements Disposable {
     return run(() => this.handle.save(path, dtype ?? ''), call)
   }
 
+  /**
+   * Opens something with a memory of its own that works on this model, e.g. a text being written. It is called like a model, and holds
+   * this one in memory until it is disposed.
+   */
+  async open(
+    kind: string,
+    inputs: Record<string, Tensor | undefined>,
+    options: object = {},
+    call?: CallOptions,
+  ): Promise<SessionHandle> {
+    const handles = handlesOf(inputs)
+    return new Module(kind, await run(() => this.handle.open(kind, handles, optionsJson(options)), call))
+  }
+
   /** Calls a method with named tensors. The results belong to the caller. */
   async call(
     method: string,
@@ -122,9 +143,7 @@ export class Module implements Disposable {
     options: object = {},
     { grad = true, seed = 0, step = 0, ...call }: ForwardOptions = {},
   ): Promise<Record<string, Tensor>> {
-    const handles = Object.fromEntries(
-      Object.entries(inputs).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle]])),
-    )
+    const handles = handlesOf(inputs)
     const outputs = await run(() => this.handle.call(method, handles, optionsJson(options), grad, seed, step), call)
     return Object.fromEntries(Object.entries(outputs).map(([name, h]) => [name, new Tensor(h)]))
   }
@@ -135,6 +154,15 @@ export class Module implements Disposable {
   [Symbol.dispose](): void {
     this.dispose()
   }
+}
+
+/** What {@link Module.open} gives. */
+export type SessionHandle = Pick<Module, 'call' | 'dispose'>
+
+function handlesOf(tensors: Record<string, Tensor | undefined>): Record<string, NativeTensor> {
+  return Object.fromEntries(
+    Object.entries(tensors).flatMap(([name, t]) => (t === undefined ? [] : [[name, t.handle] as const])),
+  )
 }
 
 /** @internal */

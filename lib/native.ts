@@ -70,6 +70,7 @@ export interface LoadReport {
 
 export interface NativeModel {
   dispose(): void
+  open(kind: string, inputs: Record<string, NativeTensor>, optionsJson: string): NativeTask<NativeModel>
   parameters(): ParameterInfo[]
   aliases(): Record<string, string>
   setTrainable(names: string[], on: boolean): void

@@ -2,12 +2,12 @@ import type { NativeTask } from './native.js'
 
 export interface CallOptions {
   /** Aborts the call: it stops within one operation and rejects with `signal.reason`. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
   /**
    * Told at most 20 times a second how far a long call is, in whatever steps it counts: generated tokens, denoising steps, tensors of a
    * file. Never called after the promise is settled. What it throws aborts the call, which rejects with it.
    */
-  onProgress?: (done: number, total: number) => void
+  onProgress?: ((done: number, total: number) => void) | undefined
 }
 
 const interval = 50 // milliseconds

@@ -28,7 +28,8 @@ Denoiser::Denoiser(const Scope& s, const DeemConfig& c)
     : vae(s / "vae", c.vae),
       unet(s / "unet", c.unet),
       mmfs(s / "mmfs_module", c.mmfs, c.unet.residual_widths(), c.image_embed_dim),
-      schedule(c.schedule) {}
+      schedule(c.schedule),
+      sample_size(c.image_size_dec >> (c.vae.block_out_channels.size() - 1)) {}
 
 static constexpr int64_t kMaskSide = 112;
 

@@ -55,6 +55,7 @@ struct Denoiser {
   Unet unet;
   MmfsNet mmfs;
   NoiseSchedule schedule;
+  int64_t sample_size;  // side of the latents
   Denoiser(const Scope& s, const DeemConfig& c);
 };
 
@@ -88,8 +89,11 @@ class Deem : public Model {
  public:
   Deem(const Json& config, uint64_t seed, DType dtype);
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override;
+  std::unique_ptr<Model> open(const std::string& kind, const TensorMap& inputs, const Json& options,
+                              const std::shared_ptr<Model>& self) override;
 
  private:
+  friend class TextSession;
   // Encoder outputs, token embeddings and image features of a batch of rows.
   struct Prepared {
     ImageStarts starts;
@@ -109,12 +113,10 @@ class Deem : public Model {
   Tensor visible_mask(const TensorMap& inputs) const;
 
   TensorMap train(const TensorMap& inputs, const Json& options) const;
-  TensorMap generate_text(const TensorMap& inputs, const Json& options) const;
   TensorMap see(const TensorMap& inputs, const Json& options) const;
   TensorMap conditions(const TensorMap& inputs, const Json& options) const;
-  TensorMap paint(const TensorMap& inputs, const Json& options) const;
-  TensorMap reconstruct(const TensorMap& inputs, const Json& options) const;
-  Tensor starting_noise(const TensorMap& inputs, int64_t n) const;
+  Conditions painting(const TensorMap& inputs) const;
+  Conditions reconstruction(const TensorMap& inputs) const;
   void check_pictures(const TensorMap& inputs, int64_t n) const;
 
   DeemConfig c_;

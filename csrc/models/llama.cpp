@@ -110,12 +110,6 @@ Llama::Llama(const Scope& s, const LlamaConfig& c)
 
 // ---- forward -----------------------------------------------------------------------------------------------------------
 
-void LlamaState::select(const Tensor& rows) {
-  for (Tensors* list : {&keys, &values, &image_values})
-    for (Tensor& t : *list)
-      if (t) t = gather_rows(t, rows);
-}
-
 namespace {
 
 // What all layers of one pass share.
@@ -125,9 +119,10 @@ struct Pass {
   LevelShapes levels;
 };
 
-// The running keys and values of one layer, and its projected images.
+// How one layer reaches the state.
 struct LayerState {
-  Tensor &key, &value, &image_value;
+  std::function<std::pair<Tensor, Tensor>(const Tensor& k, const Tensor& v)> extend;
+  Tensor& image_value;
 };
 
 }  // namespace
@@ -139,10 +134,7 @@ static Tensor self_attention(const Llama::Layer& l, const LlamaConfig& c, const 
   Tensor q = rope(split(l.q_proj(x), c.num_attention_heads), pass.positions, c.rope_theta);
   Tensor k = rope(split(l.k_proj(x), c.num_key_value_heads), pass.positions, c.rope_theta);
   Tensor v = split(l.v_proj(x), c.num_key_value_heads);
-  if (state) {
-    k = state->key = state->key ? cat({state->key, k}, 1) : k;
-    v = state->value = state->value ? cat({state->value, v}, 1) : v;
-  }
+  if (state) std::tie(k, v) = state->extend(k, v);
   return l.o_proj(reshape(attention(q, k, v, pass.keep, {.causal = true}), {batch, length, c.hidden_size}));
 }
 
@@ -183,14 +175,16 @@ LlamaOutput Llama::forward(const Tensor& embeds, const MaybeTensor& keep, const 
   if (positions)
     check<ShapeError>(positions->shape() == Shape{batch, length}, "[llama] positions must be [", batch, ", ", length,
                       "] but have shape ", positions->shape());
-  if (state && state->keys.empty()) {
-    for (Tensors* list : {&state->keys, &state->values, &state->image_values}) list->assign(layers.size(), Tensor());
+  Tensors image_values(layers.size());  // of this call; the state takes them when all layers are through
+  if (state) {
+    state->layers_.resize(layers.size());
+    if (!state->image_values_.empty()) image_values = state->image_values_;
   }
 
   Pass pass;
   pass.keep = keep;
   pass.positions = positions ? *positions : counted_positions(batch, length, done);
-  bool images = features || (state && state->image_values[0]);  // layer 0 always looks at the images
+  bool images = features || (state && state->has_images());
   if (images) {
     check<ValueError>(image_mask.has_value(), "[llama] features need an image_mask");
     pass.relative = relative_index(*image_mask, length, config.mmfs_max_images);
@@ -200,26 +194,29 @@ LlamaOutput Llama::forward(const Tensor& embeds, const MaybeTensor& keep, const 
 
   LlamaOutput out;
   Tensor x = embeds;
-  try {
-    for (size_t i = 0; i < layers.size(); i++) {
-      if (options.hidden_states) out.layer_inputs.push_back(x);
-      Tensor seen = features && layers[i].cross ? *features : Tensor();
-      if (state) {
-        LayerState here{state->keys[i], state->values[i], state->image_values[i]};
-        x = run_layer(layers[i], config, x, seen, pass, &here);
-      } else if (options.checkpoint) {
-        // By value: the graph may outlive the model.
-        auto run = [layer = layers[i], config = config, pass](const Tensors& in) {
-          return run_layer(layer, config, in[0], in[1], pass, nullptr);
-        };
-        x = checkpoint(run, {x, seen}, layers[i].trains());
-      } else {
-        x = run_layer(layers[i], config, x, seen, pass, nullptr);
-      }
+  for (size_t i = 0; i < layers.size(); i++) {
+    if (options.hidden_states) out.layer_inputs.push_back(x);
+    Tensor seen = features && layers[i].cross ? *features : Tensor();
+    if (state) {
+      LlamaState::Layer& own = state->layers_[i];
+      LayerState here{[&](const Tensor& k, const Tensor& v) {
+                        return std::pair{state->extend(own.keys, k), state->extend(own.values, v)};
+                      },
+                      image_values[i]};
+      x = run_layer(layers[i], config, x, seen, pass, &here);
+    } else if (options.checkpoint) {
+      // By value: the graph may outlive the model.
+      auto run = [layer = layers[i], config = config, pass](const Tensors& in) {
+        return run_layer(layer, config, in[0], in[1], pass, nullptr);
+      };
+      x = checkpoint(run, {x, seen}, layers[i].trains());
+    } else {
+      x = run_layer(layers[i], config, x, seen, pass, nullptr);
     }
-  } catch (...) {
-    if (state) *state = {};  // some layers are longer than others
-    throw;
+  }
+  if (state) {
+    state->image_values_ = std::move(image_values);
+    state->length_ += length;
   }
   out.last_hidden = norm(x);
   return out;
@@ -258,26 +255,27 @@ class LlamaModel : public Model {
                                    optional_input(inputs, "positions"), how, use_cache || has_past ? &state : nullptr);
     TensorMap out{{"last_hidden", y.last_hidden}};
     for (size_t i = 0; i < y.layer_inputs.size(); i++) out["layer_in." + std::to_string(i)] = y.layer_inputs[i];
-    for (size_t i = 0; use_cache && i < state.keys.size(); i++) {
-      out["key." + std::to_string(i)] = swap_heads(state.keys[i]);
-      out["value." + std::to_string(i)] = swap_heads(state.values[i]);
+    for (size_t i = 0; use_cache && i < llama_.layers.size(); i++) {
+      out["key." + std::to_string(i)] = swap_heads(state.keys(i));
+      out["value." + std::to_string(i)] = swap_heads(state.values(i));
     }
     return out;
   }
 
   void read_past(const TensorMap& inputs, LlamaState& state) const {
     const LlamaConfig& c = llama_.config;
-    for (size_t i = 0; i < llama_.layers.size(); i++)
-      for (auto [name, list] : {std::pair{"past_key.", &state.keys}, std::pair{"past_value.", &state.values}}) {
-        const Tensor& t = input(inputs, name + std::to_string(i));
-        const Tensor& first = input(inputs, "past_key.0");
+    for (size_t i = 0; i < llama_.layers.size(); i++) {
+      auto past = [&](const char* kind) {
+        std::string name = kind + std::to_string(i);
+        const Tensor &t = input(inputs, name), &first = input(inputs, "past_key.0");
         check<ShapeError>(t.ndim() == 4 && t.size(1) == c.num_key_value_heads &&
                               t.size(3) == c.hidden_size / c.num_attention_heads && t.shape() == first.shape(),
-                          "[llama] ", name, i, " must be [B, ", c.num_key_value_heads, ", T, ",
+                          "[llama] ", name, " must be [B, ", c.num_key_value_heads, ", T, ",
                           c.hidden_size / c.num_attention_heads, "] like the others but has shape ", t.shape());
-        list->push_back(permute(t, {0, 2, 1, 3}));
-      }
-    state.image_values.resize(llama_.layers.size());
+        return permute(t, {0, 2, 1, 3});
+      };
+      state.put(i, past("past_key."), past("past_value."));
+    }
   }
 
   Llama llama_;

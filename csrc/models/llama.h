@@ -23,13 +23,32 @@ struct LlamaConfig {
                           const std::vector<int64_t>& spatial_shapes);
 };
 
-// What decoding keeps between calls. Starts empty; forward() extends it, and empties it if a layer throws.
-struct LlamaState {
-  Tensors keys, values;  // per layer [B, T so far, Hkv, head size], after RoPE
-  Tensors image_values;  // per layer [B, N, S, D] as MMFS samples them; undefined where a layer sees no images
-
-  int64_t length() const { return keys.empty() ? 0 : keys[0].size(1); }
+// What decoding keeps between calls: keys and values in buffers with room for more, so that a step copies nothing but itself.
+// Starts empty; forward() extends it, or leaves it as it was if it throws.
+class LlamaState {
+ public:
+  int64_t length() const { return length_; }                                      // positions held
+  bool has_images() const { return !image_values_.empty() && image_values_[0]; }  // layer 0 always looks at them
+  // Room for so many positions in all; without it the room doubles when it is full.
+  void reserve(int64_t positions) { reserved_ = positions; }
+  void truncate(int64_t length);    // forgets what came after the first `length` positions
   void select(const Tensor& rows);  // row i becomes row rows[i] (i64), e.g. of surviving beams
+  Tensor keys(size_t layer) const;  // [B, length, Hkv, head size], after RoPE; a view
+  Tensor values(size_t layer) const;
+  // Starts from keys and values of a layer [B, T, Hkv, head size], equal T in all layers.
+  void put(size_t layer, const Tensor& keys, const Tensor& values);
+
+ private:
+  friend struct Llama;
+  struct Layer {
+    Tensor keys, values;  // [B, room, Hkv, head size]
+  };
+  // Writes x [B, T, Hkv, head size] after what is there; gives all of it.
+  Tensor extend(Tensor& buffer, const Tensor& x) const;
+
+  std::vector<Layer> layers_;
+  Tensors image_values_;  // per layer [B, N, S, D] as MMFS samples them; undefined where a layer sees no images
+  int64_t length_ = 0, reserved_ = 0;
 };
 
 struct LlamaOutput {

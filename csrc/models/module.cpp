@@ -168,6 +168,23 @@ std::vector<std::string> Config::strings(const std::string& key,
   return typed<std::vector<std::string>>(*v, ok, path_, key, "an array of strings");
 }
 
+std::vector<double> Config::numbers(const std::string& key, std::optional<std::vector<double>> fallback) const {
+  const Json* v = find(key, !fallback);
+  if (!v) return *fallback;
+  bool ok = v->is_array() && std::all_of(v->begin(), v->end(), [](const Json& e) { return e.is_number(); });
+  return typed<std::vector<double>>(*v, ok, path_, key, "an array of numbers");
+}
+
+std::vector<std::vector<int64_t>> Config::id_lists(const std::string& key) const {
+  const Json* v = find(key, false);
+  if (!v) return {};
+  auto whole = [](const Json& e) { return e.is_number_integer(); };
+  bool ok = v->is_array() && std::all_of(v->begin(), v->end(), [&](const Json& row) {
+              return row.is_array() && std::all_of(row.begin(), row.end(), whole);
+            });
+  return typed<std::vector<std::vector<int64_t>>>(*v, ok, path_, key, "an array of arrays of integers");
+}
+
 Config Config::child(const std::string& key) const { return Config(*find(key, true), path_ + "." + key); }
 bool Config::has(const std::string& key) const { return find(key, false) != nullptr; }
 void Config::ignore(const std::string& key) const { asked_->push_back(key); }
@@ -212,6 +229,11 @@ const Tensor& input(const TensorMap& inputs, const std::string& name) {
 MaybeTensor optional_input(const TensorMap& inputs, const std::string& name) {
   auto it = inputs.find(name);
   return it == inputs.end() ? MaybeTensor() : MaybeTensor(it->second);
+}
+
+std::unique_ptr<Model> Model::open(const std::string& kind, const TensorMap&, const Json&,
+                                   const std::shared_ptr<Model>&) {
+  throw ValueError("this model has no sessions of kind '" + kind + "'");
 }
 
 void unknown_method(const std::string& model, const std::string& method) {

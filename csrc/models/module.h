@@ -162,6 +162,8 @@ class Config {
   std::string string(const std::string& key, std::optional<std::string> fallback = {}) const;
   std::vector<int64_t> integers(const std::string& key, std::optional<std::vector<int64_t>> fallback = {}) const;
   std::vector<std::string> strings(const std::string& key, std::optional<std::vector<std::string>> fallback = {}) const;
+  std::vector<double> numbers(const std::string& key, std::optional<std::vector<double>> fallback = {}) const;
+  std::vector<std::vector<int64_t>> id_lists(const std::string& key) const;  // none if absent
   Config child(const std::string& key) const;
   bool has(const std::string& key) const;
   void ignore(const std::string& key) const;  // known, and of no effect here
@@ -187,6 +189,10 @@ struct Model {
   virtual ~Model() = default;
   // Throws ValueError for unknown methods and missing tensors. Runs with gradients on or off as the caller set them.
   virtual TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) = 0;
+  // Something with a memory of its own that works on this model: a text being written, a picture being painted. It is called like
+  // a model, has no parameters, and keeps `self`, which is this, alive. Throws ValueError for unknown kinds.
+  virtual std::unique_ptr<Model> open(const std::string& kind, const TensorMap& inputs, const Json& options,
+                                      const std::shared_ptr<Model>& self);
 };
 
 // Inputs by name with a typed error when absent.

@@ -261,8 +261,18 @@ struct UnetModel : Model {
       Sampler sampler(noise(), SamplerConfig::read(o));
       double guidance = o.number("guidance", 1);
       o.finish();
-      Conditions conditions{context, optional_input(inputs, "negative"), mmfs, guidance};
-      return {{"latent", sample(*unet, sampler, input(inputs, "latent"), conditions)}};
+      Guided guided(*unet, {context, optional_input(inputs, "negative"), mmfs, guidance});
+      Tensor x = mul_scalar(input(inputs, "latent"), sampler.initial_deviation());
+      GradMode off(false);
+      for (int64_t i = 0; i < sampler.evaluations(); i++) {
+        poll_cancel();
+        Tensor y = guided(sampler.scale_input(x, i), sampler.timesteps()[size_t(i)]);
+        MaybeTensor noise;
+        if (sampler.draws(i)) noise = randn(x.shape(), int64_t(rng_state().seed), int64_t(take_stream()));
+        x = sampler.step(x, y, i, noise);
+        report_progress(i + 1, sampler.evaluations());
+      }
+      return {{"latent", x}};
     }
     unknown_method("unet", method);
   }
@@ -275,36 +285,23 @@ const RegisterModel r{"unet", make};
 
 }  // namespace
 
-Tensor sample(const Unet& unet, Sampler& sampler, const Tensor& latent, const Conditions& c) {
+Guided::Guided(const Unet& unet, const Conditions& c)
+    : unet_(unet), context_(c.context), mmfs_(c.mmfs), guidance_(c.guidance), both_(c.guidance != 1 && c.negative) {
   GradMode off(false);
-  int64_t n = latent.size(0), last = sampler.evaluations();
-  bool guided = c.guidance != 1 && c.negative;
-  Tensor context = c.context;
-  std::optional<MmfsInputs> maps = c.mmfs;
-  if (guided) {
-    context = cat({contiguous(broadcast_to(*c.negative, context.shape())), context}, 0);
-    if (maps) {
-      for (Tensor& m : maps->maps) m = cat({m, m}, 0);
-      maps->mask = cat({maps->mask, maps->mask}, 0);
-    }
-  }
-  sampler.start();
-  Tensor x = mul_scalar(latent, sampler.initial_deviation());
-  for (int64_t i = 0; i < last; i++) {
-    poll_cancel();
-    Tensor in = sampler.scale_input(x, i);
-    if (guided) in = cat({in, in}, 0);
-    Tensor y = unet.forward(in, Tensor::full({in.size(0)}, sampler.timesteps()[size_t(i)]), context, maps);
-    if (guided) {
-      Tensor without = slice(y, 0, 0, n), with = slice(y, 0, n, 2 * n);
-      y = add(without, mul_scalar(sub(with, without), c.guidance));
-    }
-    MaybeTensor noise;
-    if (sampler.draws(i)) noise = randn(x.shape(), int64_t(rng_state().seed), int64_t(take_stream()));
-    x = sampler.step(x, y, i, noise);
-    report_progress(i + 1, last);
-  }
-  return x;
+  if (!both_) return;
+  context_ = cat({contiguous(broadcast_to(*c.negative, c.context.shape())), c.context}, 0);
+  if (!mmfs_) return;
+  for (Tensor& m : mmfs_->maps) m = cat({m, m}, 0);
+  mmfs_->mask = cat({mmfs_->mask, mmfs_->mask}, 0);
+}
+
+Tensor Guided::operator()(const Tensor& x, double timestep) const {
+  GradMode off(false);
+  Tensor in = both_ ? cat({x, x}, 0) : x;
+  Tensor y = unet_.forward(in, Tensor::full({in.size(0)}, timestep), context_, mmfs_);
+  if (!both_) return y;
+  Tensor without = slice(y, 0, 0, x.size(0)), with = slice(y, 0, x.size(0), in.size(0));
+  return add(without, mul_scalar(sub(with, without), guidance_));
 }
 
 }  // namespace deem

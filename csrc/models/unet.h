@@ -70,7 +70,19 @@ struct Conditions {
   double guidance = 1;             // other than 1: both halves run as one batch, negative first
 };
 
-// From unit noise `latent` [N, h, w, C] to a clean latent. Noise that the sampler adds is drawn from the current seed.
-Tensor sample(const Unet& unet, Sampler& sampler, const Tensor& latent, const Conditions& conditions);
+// A denoiser under conditions, both halves of guidance in one batch.
+class Guided {
+ public:
+  Guided(const Unet& unet, const Conditions& conditions);
+  Tensor operator()(const Tensor& x,
+                    double timestep) const;  // what the denoiser says of x [N, h, w, C]; never recorded
+
+ private:
+  const Unet& unet_;
+  Tensor context_;
+  std::optional<MmfsInputs> mmfs_;
+  double guidance_;
+  bool both_;
+};
 
 }  // namespace deem

@@ -10,6 +10,7 @@ class JsModel : public Napi::ObjectWrap<JsModel> {
   static std::shared_ptr<Model> get(Napi::Value v, const char* what);  // throws ValueError, Disposed
   explicit JsModel(const Napi::CallbackInfo& info);
 
+  Napi::Value open(const Napi::CallbackInfo& info);
   Napi::Value dispose(const Napi::CallbackInfo& info);
   Napi::Value parameters(const Napi::CallbackInfo& info);
   Napi::Value aliases(const Napi::CallbackInfo& info);

@@ -47,18 +47,36 @@ Json json_from_js(Napi::Value v, const char* what) {
   return json;
 }
 
+static Napi::Value model_task(Napi::Env env, std::function<std::shared_ptr<Model>()> make) {
+  auto made = std::make_shared<std::shared_ptr<Model>>();
+  return start_task(
+      env, [=] { *made = make(); },
+      [made](Napi::Env env) -> Napi::Value {
+        return data_of(env).model.New({Napi::External<std::shared_ptr<Model>>::New(env, made.get())});
+      });
+}
+
 static Napi::Value create(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     auto kind = From<std::string>::js(info[0], "createModel");
     Json config = json_from_js(info[1], "createModel");
     auto seed = uint64_t(From<int64_t>::js(info[2], "createModel"));
     auto dtype = From<DType>::js(info[3], "createModel");
-    auto made = std::make_shared<std::shared_ptr<Model>>();
-    return start_task(
-        info.Env(), [=] { *made = create_model(kind, config, seed, dtype); },
-        [made](Napi::Env env) -> Napi::Value {
-          return data_of(env).model.New({Napi::External<std::shared_ptr<Model>>::New(env, made.get())});
-        });
+    return model_task(info.Env(), [=]() -> std::shared_ptr<Model> { return create_model(kind, config, seed, dtype); });
+  });
+}
+
+// open(kind, inputs, optionsJson) -> task of a session, which is called like a model
+Napi::Value JsModel::open(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    auto m = model("open");
+    auto kind = From<std::string>::js(info[0], "open");
+    TensorMap inputs = tensors_from_js(info[1], "open");
+    Json options = json_from_js(info[2], "open");
+    return model_task(info.Env(), [=]() -> std::shared_ptr<Model> {
+      GradMode off(false);
+      return m->open(kind, inputs, options, m);
+    });
   });
 }
 
@@ -246,7 +264,7 @@ Napi::Value JsModel::call(const Napi::CallbackInfo& info) {
 void init_models(Napi::Env env, Napi::Object exports) {
   Napi::Function ctor = JsModel::DefineClass(
       env, "NativeModel",
-      {JsModel::InstanceMethod<&JsModel::dispose>("dispose"),
+      {JsModel::InstanceMethod<&JsModel::dispose>("dispose"), JsModel::InstanceMethod<&JsModel::open>("open"),
        JsModel::InstanceMethod<&JsModel::parameters>("parameters"),
        JsModel::InstanceMethod<&JsModel::aliases>("aliases"),
        JsModel::InstanceMethod<&JsModel::set_trainable>("setTrainable"),

@@ -133,11 +133,9 @@ async function complete(w: World, deem: Deem, prompts: Document<Scene>[], maxNew
   } as const
   const { labels: _labels, prompt_offset: _offset, ...host } = sceneBatch(prompts, w.sprites, options).inputs
   const inputs = toTensors(host as never)
-  using ids = await deem.generateText(inputs as never, { maxNewTokens, signal: w.signal })
+  const { ids } = await deem.generateText(inputs as never, { maxNewTokens, signal: w.signal })
   disposeAll(inputs)
-  const [count = 0, length = 0] = ids.shape
-  const all = ids.read() as BigInt64Array
-  return Array.from({ length: count }, (_, r) => w.tokenizer.decode(all.subarray(r * length, (r + 1) * length)).trim())
+  return ids.map((row) => w.tokenizer.decode(row).trim())
 }
 
 async function answerAll(

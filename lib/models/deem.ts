@@ -1,8 +1,14 @@
+import { DeemError } from '../errors.js'
+import { type BeamOptions, beamSearch } from '../generate/beam.js'
+import { checkLimits, type DecodeOptions, decode } from '../generate/decode.js'
+import { type PaintOptions, PictureSession, type PictureStart, paintAll } from '../generate/picture-session.js'
+import { TextSession } from '../generate/text-session.js'
 import { type CreateOptions, createHandle, type ForwardOptions, Module, output } from '../module.js'
+import type { NativeModel } from '../native.js'
+import type { CallOptions } from '../task.js'
 import type { Tensor } from '../tensor.js'
 import type { AdamW } from '../train/adamw.js'
 import { type TrainStepOptions, trainStep } from '../train/step.js'
-import type { SamplerName } from './sampler.js'
 
 /** Rows of text and images as the model takes them; `buildSequences` makes them. B rows of L ids, N images in reading order. */
 export interface DeemInputs extends Record<string, Tensor | undefined> {
@@ -65,31 +71,42 @@ export interface DeemTrainOptions {
   details?: boolean
 }
 
-export interface GenerateTextOptions extends ForwardOptions {
-  /** Default 32. */
-  maxNewTokens?: number
-  /** Rows end no earlier; bos counts. Default 0. */
-  minLength?: number
+export interface GenerateTextOptions extends DecodeOptions, Omit<BeamOptions, 'numBeams'> {
+  /** Above 1: beam search, which takes no temperature. Default 1. */
+  numBeams?: number
 }
 
-export interface SampleOptions extends ForwardOptions {
-  /** Default ddim. */
-  sampler?: SamplerName
-  /** Steps of the sampler. Default 20. */
-  steps?: number
-  /** Noise levels spaced as Karras et al. do; dpmpp and the Eulers. Default false. */
-  karras?: boolean
-  /** Noise of DDIM, 0 (default) to 1. */
-  eta?: number
-  /** Weight of classifier-free guidance. Default 3.5. */
-  guidance?: number
+/** Rows of ids in the order of the prompts, as published: bos, then what was generated, up to eos or start of image, then pad. */
+export interface GeneratedText {
+  ids: number[][]
+  /** Log-probability of each generated id; of beam search none. */
+  logProbs: number[][]
+  /** Of beam search: total log-probability over length ** lengthPenalty. */
+  scores: number[]
+}
+
+/** Ids with a meaning for a model. */
+interface TokenIds {
+  bos: number
+  eos: number
+  pad: number
+  soi: number
 }
 
 /** DEEM whole: encoder, resampler, language model, image decoder and the denoiser that is its eyes. */
 export class Deem extends Module {
+  readonly #tokens: TokenIds
+
+  private constructor(handle: NativeModel, config: object) {
+    super('deem', handle)
+    const ids = (config as { special_token_dict: Record<string, number> }).special_token_dict
+    const id = (name: string) => ids[`${name}_token_id`] as number
+    this.#tokens = { bos: id('bos'), eos: id('eos'), pad: id('pad'), soi: id('soi') }
+  }
+
   /** Builds a model with fresh parameters. Throws ERR_CONFIG naming unknown, missing or misfit keys. */
   static async build(config: object, options: CreateOptions = {}): Promise<Deem> {
-    return new Deem('deem', await createHandle('deem', config, options))
+    return new Deem(await createHandle('deem', config, options), config)
   }
 
   /** The losses `loss`, `loss_txt`, `loss_img`, `loss_sniffer` as scalars, with a graph unless `grad` is false. */
@@ -110,29 +127,66 @@ export class Deem extends Module {
     return trainStep(this, inputs, optimizer, options)
   }
 
-  /** Greedy text after left-padded prompts: i64 [B, n], bos, then what was generated up to eos or start of image, then pad. */
-  async generateText(
-    inputs: DeemInputs,
-    { maxNewTokens = 32, minLength = 0, ...call }: GenerateTextOptions = {},
-  ): Promise<Tensor> {
-    const options = { max_new_tokens: maxNewTokens, min_length: minLength }
-    return output(await this.call('generate_text', inputs, options, { ...call, grad: false }), 'ids')
+  /**
+   * Text after left-padded prompts: greedy, drawn with a `temperature`, or the best of `numBeams` beams. `numReturnSequences` rows
+   * a prompt come one after another, best first; when drawing, each has its own seed.
+   */
+  async generateText(inputs: DeemInputs, options: GenerateTextOptions = {}): Promise<GeneratedText> {
+    const { numBeams = 1, numReturnSequences = 1, maxNewTokens = 32, minLength = 0, signal } = options
+    checkLimits(maxNewTokens, minLength)
+    const { bos, eos, soi, pad } = this.#tokens
+    const stops = [eos, soi]
+    const copies = numBeams > 1 ? numBeams : numReturnSequences
+    using session = await TextSession.open(this, inputs, { copies, reserve: maxNewTokens, signal })
+    if (numBeams > 1) {
+      const rows = await beamSearch(session, { bos, stops }, { ...options, numBeams })
+      const width = Math.max(...rows.map(({ ids }) => ids.length))
+      const padded = rows.map(({ ids }) => [...ids, ...Array<number>(width - ids.length).fill(pad)])
+      return { ids: padded, logProbs: [], scores: rows.map(({ score }) => score) }
+    }
+    const written = Array.from({ length: session.rows }, () => ({ ids: [bos], logProbs: [] as number[] }))
+    for await (const { ids, logProbs, alive } of decode(session, { stops, pad }, options))
+      for (const [r, row] of written.entries()) {
+        row.ids.push(ids[r] as number)
+        if (alive[r]) row.logProbs.push(logProbs[r] as number)
+      }
+    return { ids: written.map(({ ids }) => ids), logProbs: written.map(({ logProbs }) => logProbs), scores: [] }
   }
 
   /**
-   * Paints images `which` (i64 [k], in reading order) from what stands before them; pixels given for them are not looked at.
-   * `latent` [k, h, w, C] is the noise to start from, else it is drawn from `seed`. Gives f32 [k, H, W, 3] in 0..1.
+   * How likely continuations of one prompt are: the sum of the log-probabilities of their ids, each of any length. Throws ERR_SHAPE
+   * for more than one prompt.
    */
-  paint(inputs: DeemInputs & { which: Tensor; latent?: Tensor }, options: SampleOptions = {}): Promise<Tensor> {
-    return this.#sample('paint', inputs, options)
+  async score(
+    inputs: DeemInputs,
+    continuations: readonly (readonly number[])[],
+    options?: CallOptions,
+  ): Promise<number[]> {
+    if (inputs.text_ids.shape[0] !== 1)
+      throw new DeemError('ERR_SHAPE', `score takes one prompt but got ${inputs.text_ids.shape[0]}`)
+    using session = await TextSession.open(this, inputs, { copies: continuations.length, ...options })
+    const rows = await session.score(continuations, options)
+    return rows.map((row) => row.reduce((sum, v) => sum + v, 0))
+  }
+
+  /**
+   * Paints images `which` (i64 [k], in reading order) from what stands before them; pixels given for them are not looked at. Gives f32
+   * [k, H, W, 3] in 0..1. With a `picture` it starts from it, or keeps what lies outside of `repaint`.
+   */
+  async paint(inputs: DeemInputs & PictureStart & { which: Tensor }, options: PaintOptions = {}): Promise<Tensor> {
+    using session = await PictureSession.open(this, 'picture', { ...inputs }, options, { signal: options.signal })
+    return await paintAll(session, options)
   }
 
   /** What the encoder saw of pictures [N, H, W, 3], painted through the path of the consistency loss. Same shape as `paint`. */
-  reconstruct(
-    inputs: { image_tensors: Tensor; image_tensors_mask?: Tensor; latent?: Tensor },
-    options: SampleOptions = {},
+  async reconstruct(
+    inputs: PictureStart & { image_tensors: Tensor; image_tensors_mask?: Tensor },
+    options: PaintOptions = {},
   ): Promise<Tensor> {
-    return this.#sample('reconstruct', inputs, options)
+    using session = await PictureSession.open(this, 'reconstruction', { ...inputs }, options, {
+      signal: options.signal,
+    })
+    return await paintAll(session, options)
   }
 
   /** Image tokens after the resampler, `query_embeds` [N, Q, C], and the encoder's own, `sniffer_tokens` [N, 1 + h * w, D]. */
@@ -146,16 +200,5 @@ export class Deem extends Module {
   /** What the denoiser would be told about each image of the rows, from what stands before it: f32 [N, Q, C]. */
   async conditions(inputs: DeemInputs, options?: ForwardOptions): Promise<Tensor> {
     return output(await this.call('conditions', inputs, {}, options), 'cond')
-  }
-
-  async #sample(
-    method: string,
-    inputs: Record<string, Tensor | undefined>,
-    { sampler = 'ddim', steps = 20, karras = false, eta = 0, guidance = 3.5, ...call }: SampleOptions,
-  ): Promise<Tensor> {
-    const options = { sampler, steps, karras, eta, guidance }
-    const { latent, image } = await this.call(method, inputs, options, { ...call, grad: false })
-    latent?.dispose()
-    return output(image ? { image } : {}, 'image')
   }
 }

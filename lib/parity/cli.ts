@@ -6,6 +6,7 @@ import { native } from '../native.js'
 import { type Case, findCases, kindOf, loadCase } from './case.js'
 import type { Comparison, ComputeType } from './compare.js'
 import { runDeem, runDeemTrain } from './kinds/deem.js'
+import { runGenerate } from './kinds/generate.js'
 import { moduleRunner } from './kinds/modules.js'
 import { opRunner } from './kinds/ops.js'
 import { runSchedulers } from './kinds/schedulers.js'
@@ -19,6 +20,7 @@ function runnerFor(kind: string): Runner {
   const whole: Record<string, Runner> = {
     'model/deem_nano': runDeem,
     'model/deem_nano_train': runDeemTrain,
+    'model/deem_nano_generate': runGenerate,
     schedulers: runSchedulers,
     tokenizer: runTokenizer,
   }

@@ -12,6 +12,7 @@ export type Rule =
   | 'trajectory-norm' // gradient norms before clipping
   | 'parameter-norm'
   | 'sampled' // latents along a sampler's way
+  | 'picture' // pixels in 0..1
   | 'exact'
 
 export interface Comparison {
@@ -109,6 +110,8 @@ export function compare(
     }
     case 'sampled':
       return result(plainRel, maxAbs <= 1e-3, 'abs 1e-3')
+    case 'picture':
+      return result(plainRel, maxAbs <= 1e-4, 'abs 1e-4')
     default: {
       const limit = absolute[dtype][rule] * Math.max(1, scale)
       return result(plainRel, maxAbs <= limit, `abs ${limit.toExponential(1)}`)

@@ -242,8 +242,10 @@ test.serial('a training step that is aborted anywhere changes nothing', async (t
 test.serial('generation that is aborted starts afresh', async (t) => {
   const { model, inputs: batch } = await nano()
   const inputs = prompts(batch)
-  const text = (options: CallOptions = {}) =>
-    model.generateText(inputs, { maxNewTokens: 60, minLength: 100, ...options })
+  const text = async (options: CallOptions = {}) => {
+    const { ids } = await model.generateText(inputs, { maxNewTokens: 60, minLength: 100, ...options })
+    return tensor(ids)
+  }
   const which = whole([1], [1])
   const paint = (options: CallOptions = {}) => model.paint({ ...inputs, which }, { steps: 8, seed: 3, ...options })
   for (const [name, run] of Object.entries({ text, paint })) {
