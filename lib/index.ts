@@ -49,6 +49,16 @@ export {
   type Ops,
   ops,
 } from './ops.js'
+export {
+  type FinishReason,
+  type GenerateOptions,
+  type PicturePiece,
+  Pipeline,
+  type TextDelta,
+  type TextOptions,
+  type TextResult,
+} from './pipeline/pipeline.js'
+export type { Geometry, PictureFit, Prompt } from './pipeline/prompt.js'
 export * from './report/index.js'
 export { Scope, tidy } from './scope.js'
 export {

@@ -6,12 +6,13 @@ import {
   type NativeTensor,
   native,
   type ParameterInfo,
+  type PlainTensor,
 } from './native.js'
 import { optionsJson } from './options.js'
 import { type CallOptions, run } from './task.js'
 import { Tensor } from './tensor.js'
 
-export type { LoadReport, ParameterInfo } from './native.js'
+export type { LoadReport, ParameterInfo, PlainTensor } from './native.js'
 
 export interface CreateOptions extends CallOptions {
   /** Seed of the starting values. Default 0. */
@@ -144,8 +145,22 @@ export class Module implements Disposable {
     { grad = true, seed = 0, step = 0, ...call }: ForwardOptions = {},
   ): Promise<Record<string, Tensor>> {
     const handles = handlesOf(inputs)
-    const outputs = await run(() => this.handle.call(method, handles, optionsJson(options), grad, seed, step), call)
+    const outputs = await run(
+      () => this.handle.call(method, handles, optionsJson(options), grad, seed, step, false),
+      call,
+    )
     return Object.fromEntries(Object.entries(outputs).map(([name, h]) => [name, new Tensor(h)]))
+  }
+
+  /** The same without gradients, and with the results as plain arrays: nothing to dispose, and no wait for the engine to read them. */
+  async callForData(
+    method: string,
+    inputs: Record<string, Tensor | undefined>,
+    options: object = {},
+    call?: CallOptions,
+  ): Promise<Record<string, PlainTensor>> {
+    const handles = handlesOf(inputs)
+    return run(() => this.handle.call(method, handles, optionsJson(options), false, 0, 0, true), call)
   }
 
   dispose(): void {
@@ -157,7 +172,7 @@ export class Module implements Disposable {
 }
 
 /** What {@link Module.open} gives. */
-export type SessionHandle = Pick<Module, 'call' | 'dispose'>
+export type SessionHandle = Pick<Module, 'call' | 'callForData' | 'dispose'>
 
 function handlesOf(tensors: Record<string, Tensor | undefined>): Record<string, NativeTensor> {
   return Object.fromEntries(

@@ -23,6 +23,7 @@ export interface NativeTensor {
   dispose(): void
   setRequiresGrad(on: boolean): void
   read(): TypedArray
+  data(): NativeTask<TypedArray>
   item(): number
   grad(): NativeTensor | null
   clearGrad(): void
@@ -41,6 +42,12 @@ export interface PlacedTensor {
   shape: readonly number[]
   strides: readonly number[]
   start: number
+}
+
+/** Elements and shape, free of the engine. */
+export interface PlainTensor {
+  data: TypedArray
+  shape: number[]
 }
 
 export interface NativeTask<T> {
@@ -89,7 +96,17 @@ export interface NativeModel {
     grad: boolean,
     seed: number,
     step: number,
+    asData: false,
   ): NativeTask<Record<string, NativeTensor>>
+  call(
+    method: string,
+    inputs: Record<string, NativeTensor>,
+    optionsJson: string,
+    grad: boolean,
+    seed: number,
+    step: number,
+    asData: true,
+  ): NativeTask<Record<string, PlainTensor>>
 }
 
 export interface NativeAdamW {

@@ -12,6 +12,17 @@ export interface CallOptions {
 
 const interval = 50 // milliseconds
 
+/** @internal Progress of calls that consist of many, told as often as that of one. */
+export function throttled(onProgress: CallOptions['onProgress']): (done: number, total: number) => void {
+  let last = performance.now()
+  return (done, total) => {
+    const now = performance.now()
+    if (now - last < interval) return
+    last = now
+    onProgress?.(done, total)
+  }
+}
+
 /** Starts native work and waits for it; an abort before the start does nothing at all. */
 export async function run<T>(start: () => NativeTask<T>, { signal, onProgress }: CallOptions = {}): Promise<T> {
   signal?.throwIfAborted()

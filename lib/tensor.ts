@@ -55,6 +55,10 @@ export class Tensor implements Disposable {
   read(): TypedArray {
     return this.handle.read()
   }
+  /** The same without waiting for the engine: {@link read} blocks the event loop while a long call runs. */
+  data(options?: CallOptions): Promise<TypedArray> {
+    return run(() => this.handle.data(), options)
+  }
   /** The elements as numbers, whatever the dtype. */
   toFloat32(): Float32Array {
     const data = this.read()

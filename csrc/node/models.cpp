@@ -236,7 +236,8 @@ Napi::Value JsModel::save(const Napi::CallbackInfo& info) {
   });
 }
 
-// call(method, inputs, optionsJson, {grad, seed, step}) -> task of named tensors
+// call(method, inputs, optionsJson, grad, seed, step, asData) -> task of named tensors, or of {data, shape} where data is asked for:
+// that takes no second turn on the engine thread
 Napi::Value JsModel::call(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     auto m = model("call");
@@ -245,6 +246,7 @@ Napi::Value JsModel::call(const Napi::CallbackInfo& info) {
     Json options = json_from_js(info[2], "call");
     bool grad = From<bool>::js(info[3], "call");
     auto seed = uint64_t(From<int64_t>::js(info[4], "call")), step = uint64_t(From<int64_t>::js(info[5], "call"));
+    bool as_data = From<bool>::js(info[6], "call");
     auto outputs = std::make_shared<TensorMap>();
     return start_task(
         info.Env(),
@@ -252,10 +254,24 @@ Napi::Value JsModel::call(const Napi::CallbackInfo& info) {
           GradMode mode(grad);
           RngScope draws(seed, step);
           *outputs = m->call(method, inputs, options);
+          // A copy: what was given may be memory that later calls write to.
+          for (auto& [name, t] : *outputs)
+            if (as_data) t = t.clone();
         },
-        [outputs](Napi::Env env) -> Napi::Value {
+        [outputs, as_data](Napi::Env env) -> Napi::Value {
           auto o = Napi::Object::New(env);
-          for (auto& [name, t] : *outputs) o.Set(name, JsTensor::wrap(env, t));
+          for (auto& [name, t] : *outputs) {
+            if (!as_data) {
+              o.Set(name, JsTensor::wrap(env, t));
+              continue;
+            }
+            auto plain = Napi::Object::New(env);
+            auto shape = Napi::Array::New(env);
+            for (int k = 0; k < t.ndim(); k++) shape.Set(uint32_t(k), double(t.size(k)));
+            plain.Set("data", JsTensor::elements(env, t));
+            plain.Set("shape", shape);
+            o.Set(name, plain);
+          }
           return o;
         });
   });

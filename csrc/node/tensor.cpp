@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "node/bind.h"
+#include "node/task.h"
 
 namespace deem::node {
 
@@ -96,16 +97,30 @@ Napi::Value JsTensor::read(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     Tensor t = tensor("read");
     Engine::get().run_sync([&] { t = t.is_contiguous() ? t : t.clone(); });
-    switch (t.dtype()) {
-      case DType::f32: return copy_out<Napi::Float32Array>(env, t);
-      case DType::bf16:
-      case DType::f16: return copy_out<Napi::Uint16Array>(env, t);
-      case DType::i64: return copy_out<Napi::BigInt64Array>(env, t);
-      case DType::i32: return copy_out<Napi::Int32Array>(env, t);
-      case DType::u8: return copy_out<Napi::Uint8Array>(env, t);
-    }
-    return env.Undefined();
+    return elements(env, t);
   });
+}
+
+// The same as a task: nothing waits.
+Napi::Value JsTensor::data(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    Tensor t = tensor("data");
+    auto copy = std::make_shared<Tensor>();
+    return start_task(
+        info.Env(), [=] { *copy = t.clone(); }, [copy](Napi::Env env) -> Napi::Value { return elements(env, *copy); });
+  });
+}
+
+Napi::Value JsTensor::elements(Napi::Env env, const Tensor& t) {
+  switch (t.dtype()) {
+    case DType::f32: return copy_out<Napi::Float32Array>(env, t);
+    case DType::bf16:
+    case DType::f16: return copy_out<Napi::Uint16Array>(env, t);
+    case DType::i64: return copy_out<Napi::BigInt64Array>(env, t);
+    case DType::i32: return copy_out<Napi::Int32Array>(env, t);
+    case DType::u8: return copy_out<Napi::Uint8Array>(env, t);
+  }
+  return env.Undefined();
 }
 
 Napi::Value JsTensor::item(const Napi::CallbackInfo& info) {
@@ -164,15 +179,16 @@ static Napi::Value make_tensor(const Napi::CallbackInfo& info) {
 }
 
 void JsTensor::define(Napi::Env env, Napi::Object exports) {
-  Napi::Function ctor = DefineClass(
-      env, "NativeTensor",
-      {InstanceMethod<&JsTensor::dispose>("dispose"), InstanceAccessor<&JsTensor::disposed>("disposed"),
-       InstanceAccessor<&JsTensor::shape>("shape"), InstanceAccessor<&JsTensor::dtype>("dtype"),
-       InstanceAccessor<&JsTensor::device>("device"), InstanceAccessor<&JsTensor::tracked>("tracked"),
-       InstanceAccessor<&JsTensor::requires_grad>("requiresGrad"),
-       InstanceMethod<&JsTensor::set_requires_grad>("setRequiresGrad"), InstanceMethod<&JsTensor::read>("read"),
-       InstanceMethod<&JsTensor::item>("item"), InstanceMethod<&JsTensor::grad>("grad"),
-       InstanceMethod<&JsTensor::clear_grad>("clearGrad"), InstanceMethod<&JsTensor::detach>("detach")});
+  Napi::Function ctor =
+      DefineClass(env, "NativeTensor",
+                  {InstanceMethod<&JsTensor::dispose>("dispose"), InstanceAccessor<&JsTensor::disposed>("disposed"),
+                   InstanceAccessor<&JsTensor::shape>("shape"), InstanceAccessor<&JsTensor::dtype>("dtype"),
+                   InstanceAccessor<&JsTensor::device>("device"), InstanceAccessor<&JsTensor::tracked>("tracked"),
+                   InstanceAccessor<&JsTensor::requires_grad>("requiresGrad"),
+                   InstanceMethod<&JsTensor::set_requires_grad>("setRequiresGrad"),
+                   InstanceMethod<&JsTensor::read>("read"), InstanceMethod<&JsTensor::data>("data"),
+                   InstanceMethod<&JsTensor::item>("item"), InstanceMethod<&JsTensor::grad>("grad"),
+                   InstanceMethod<&JsTensor::clear_grad>("clearGrad"), InstanceMethod<&JsTensor::detach>("detach")});
   data_of(env).tensor = Napi::Persistent(ctor);
   exports.Set("NativeTensor", ctor);
   exports.Set("tensor", Napi::Function::New(env, make_tensor, "tensor"));

@@ -14,6 +14,8 @@ class JsTensor : public Napi::ObjectWrap<JsTensor> {
   explicit JsTensor(const Napi::CallbackInfo& info);
   void Finalize(Napi::BasicEnv env) override;
   static void define(Napi::Env env, Napi::Object exports);
+  // The elements of a contiguous tensor that nothing else can write to.
+  static Napi::Value elements(Napi::Env env, const Tensor& t);
 
  private:
   const Tensor& tensor(const char* what) const;
@@ -28,6 +30,7 @@ class JsTensor : public Napi::ObjectWrap<JsTensor> {
   Napi::Value requires_grad(const Napi::CallbackInfo& info);
   Napi::Value set_requires_grad(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value data(const Napi::CallbackInfo& info);
   Napi::Value item(const Napi::CallbackInfo& info);
   Napi::Value grad(const Napi::CallbackInfo& info);
   Napi::Value clear_grad(const Napi::CallbackInfo& info);

@@ -1,6 +1,6 @@
 /** Beam search with the bookkeeping of transformers 4.31, which published DEEM results come from. */
 import { DeemError } from '../errors.js'
-import type { CallOptions } from '../task.js'
+import { type CallOptions, throttled } from '../task.js'
 import { checkLimits } from './decode.js'
 import type { ChoiceRules, TextSession } from './text-session.js'
 
@@ -75,6 +75,7 @@ export async function beamSearch(
   checkLimits(maxNewTokens, minLength)
   if (!(numReturnSequences >= 1 && numReturnSequences <= k))
     throw new DeemError('ERR_CONFIG', `numReturnSequences must be 1..${k} but is ${numReturnSequences}`)
+  const tell = throttled(onProgress)
   const prompts = session.rows / k
   const limit = 1 + maxNewTokens
   const pools = Array.from({ length: prompts }, () => new Pool(k, lengthPenalty))
@@ -115,7 +116,7 @@ export async function beamSearch(
     rows = next.map(({ from, id }) => [...(rows[from] as number[]), id])
     totals = next.map(({ total }) => total)
     move = { from: next.map(({ from }) => from), ids: next.map(({ id }) => id) }
-    onProgress?.(length, maxNewTokens)
+    tell(length, maxNewTokens)
     if (done.every(Boolean) || length + 1 >= limit) break
   }
   return pools.flatMap((pool, p) => {

@@ -1,8 +1,8 @@
 import { DeemError } from '../errors.js'
-import type { CallOptions } from '../task.js'
+import { type CallOptions, throttled } from '../task.js'
 import type { ChoiceRules, Next, Sampling, TextSession } from './text-session.js'
 
-export interface DecodeOptions extends Sampling, Omit<ChoiceRules, 'banned' | 'allowed'>, CallOptions {
+export interface DecodeOptions extends Sampling, Omit<ChoiceRules, 'allowed'>, CallOptions {
   /** Default 32. */
   maxNewTokens?: number
   /** Rows end no earlier; the bos that returned ids begin with counts. Default 0. */
@@ -31,8 +31,9 @@ export async function* decode(
   { stops, pad }: { stops: readonly number[]; pad: number },
   options: DecodeOptions = {},
 ): AsyncGenerator<DecodeStep, void, undefined> {
-  const { maxNewTokens = 32, minLength = 0, seed = 0, allowed, signal, onProgress, ...choice } = options
+  const { maxNewTokens = 32, minLength = 0, seed = 0, banned = [], allowed, signal, onProgress, ...choice } = options
   checkLimits(maxNewTokens, minLength)
+  const tell = throttled(onProgress)
   const seeds = typeof seed === 'number' ? Array.from({ length: session.rows }, (_, r) => seed + r) : seed
   const written: number[][] = Array.from({ length: session.rows }, () => [])
   let alive = written.map(() => true)
@@ -43,7 +44,7 @@ export async function* decode(
       {
         ...choice,
         seeds,
-        banned: step + 1 < minLength ? stops : [],
+        banned: step + 1 < minLength ? [...banned, ...stops] : banned,
         allowed: allowed ? written.map((ids, r) => (alive[r] && allowed(r, ids)) || []) : [],
       },
       { signal },
@@ -52,7 +53,7 @@ export async function* decode(
     const ended = ids.map((id, r) => alive[r] === true && stops.includes(id))
     for (const [r, id] of ids.entries()) written[r]?.push(id)
     yield { ...y, ids, alive, ended }
-    onProgress?.(step + 1, maxNewTokens)
+    tell(step + 1, maxNewTokens)
     alive = alive.map((a, r) => a && !ended[r])
     last = ids
   }

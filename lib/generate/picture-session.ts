@@ -1,6 +1,6 @@
 import type { SamplerName } from '../models/sampler.js'
 import { type Module, output, type SessionHandle } from '../module.js'
-import type { CallOptions } from '../task.js'
+import { type CallOptions, throttled } from '../task.js'
 import type { Tensor } from '../tensor.js'
 
 export interface PictureOptions {
@@ -57,12 +57,8 @@ export class PictureSession implements Disposable {
     const json = { sampler, steps, karras, eta, guidance, strength, seeds }
     const session = await model.open(kind, inputs, json, call)
     try {
-      const plan = await session.call('plan', {}, {}, call)
-      const [timesteps, next] = [output(plan, 'timesteps'), output(plan, 'next')]
-      const made = new PictureSession(session, timesteps.toFloat32(), next.item())
-      timesteps.dispose()
-      next.dispose()
-      return made
+      const { timesteps, next } = await session.callForData('plan', {}, {}, call)
+      return new PictureSession(session, timesteps?.data as Float32Array, Number(next?.data[0]))
     } catch (error) {
       session.dispose()
       throw error
@@ -110,17 +106,16 @@ export interface PaintOptions extends PictureOptions, CallOptions {
   onPreview?: (pictures: Tensor, done: number, total: number) => void | Promise<void>
 }
 
-/** @internal Runs a session to its end. */
+/** @internal Runs a session to its end, one evaluation a task, so that others have their turn in between. */
 export async function paintAll(session: PictureSession, options: PaintOptions): Promise<Tensor> {
-  const { previewEvery = 0, onPreview, signal, onProgress } = options
+  const { previewEvery = 0, onPreview, signal } = options
+  const tell = throttled(options.onProgress)
   const total = session.timesteps.length - session.next
-  for (let done = 0; done < total; ) {
-    const n = previewEvery > 0 && onPreview ? Math.min(previewEvery, total - done) : total
-    const told = onProgress && ((d: number) => onProgress(done + d, total))
-    const latent = await session.advance(n, undefined, { signal, onProgress: told })
+  for (let done = 1; done <= total; done++) {
+    const latent = await session.advance(1, undefined, { signal })
     latent.dispose()
-    done += n
-    if (!onPreview || done === total) continue
+    tell(done, total)
+    if (!onPreview || previewEvery <= 0 || done % previewEvery !== 0 || done === total) continue
     using preview = await session.decode({ signal })
     await onPreview(preview, done, total)
   }

@@ -1,5 +1,4 @@
-import type { Module, SessionHandle } from '../module.js'
-import { output } from '../module.js'
+import type { Module, PlainTensor, SessionHandle } from '../module.js'
 import type { CallOptions } from '../task.js'
 import { type Tensor, tensor } from '../tensor.js'
 
@@ -173,21 +172,18 @@ export class TextSession implements Disposable {
     inputs: Record<string, Tensor | readonly number[] | undefined>,
     options: object,
     call?: CallOptions,
-  ): Promise<Record<string, Tensor>> {
+  ): Promise<Record<string, PlainTensor>> {
     const made = Object.fromEntries(
       Object.entries(inputs).map(([name, v]) => [name, Array.isArray(v) ? row(v) : (v as Tensor | undefined)]),
     )
     try {
-      return await this.#session.call(method, made, options, call)
+      return await this.#session.callForData(method, made, options, call)
     } finally {
       for (const t of Object.values(made)) t?.dispose()
     }
   }
 }
 
-function numbers(outputs: Record<string, Tensor>, name: string): number[] {
-  const t = output(outputs, name)
-  const list = [...t.toFloat32()]
-  t.dispose()
-  return list
+function numbers(outputs: Record<string, PlainTensor>, name: string): number[] {
+  return Array.from((outputs[name] as PlainTensor).data as ArrayLike<number | bigint>, Number)
 }

@@ -70,7 +70,7 @@ test.serial('every call that counts reaches its total', async (t) => {
   const parameters = model.parameters().length
   const trained = optimizer.parameters.length
   for (const [name, total, start] of [
-    ['advance', 4, () => painted.handle.call('advance', {}, '{}', false, 0, 0)],
+    ['advance', 4, () => painted.handle.call('advance', {}, '{}', false, 0, 0, false)],
     ['save', parameters, () => model.handle.save(file('model'), '')],
     ['load', parameters, () => model.handle.load(nanoWeights, '', true)],
     ['optimizer.save', 3 * trained, () => optimizer.handle.save(file('optimizer'))],
