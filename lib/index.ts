@@ -58,7 +58,7 @@ export {
   type TextOptions,
   type TextResult,
 } from './pipeline/pipeline.js'
-export type { Geometry, PictureFit, Prompt } from './pipeline/prompt.js'
+export { type Geometry, type PictureFit, type Prompt, type RegionOf, within } from './pipeline/prompt.js'
 export * from './report/index.js'
 export { Scope, tidy } from './scope.js'
 export {

@@ -7,6 +7,7 @@ export {
   pictureAt,
   type RawImage,
 } from './decode.js'
+export { maskPicture, type Region, regionMask } from './region.js'
 export { type Filter, resize } from './resize.js'
 export {
   centerCrop,
