@@ -166,5 +166,8 @@ export interface Native {
 process.env['OMP_PROC_BIND'] ??= 'true'
 process.env['OMP_PLACES'] ??= 'cores'
 
-export const native: Native = load(fileURLToPath(new URL('..', import.meta.url))) as Native
+const root = fileURLToPath(new URL('..', import.meta.url))
+/** The addon in use. */
+export const addonPath: string = load.path(root)
+export const native: Native = load(root) as Native
 native.setErrorFactory((code, message) => new DeemError(code, message))

@@ -1,3 +1,4 @@
 declare module 'node-gyp-build' {
-  export default function load(root: string): unknown
+  const load: { (root: string): unknown; path(root: string): string }
+  export default load
 }

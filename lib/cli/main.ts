@@ -1,0 +1,37 @@
+#!/usr/bin/env node
+/** The command line. Exit codes: 0 done, 1 failed, 2 misused. */
+import { Command } from 'commander'
+import { DeemError } from '../errors.js'
+import { diagnose, diagnosisText } from './doctor.js'
+import { inspect, inspectedText } from './inspect.js'
+
+const program = new Command('deem')
+  .description('Talks about pictures and paints them, with DEEM models.')
+  .showHelpAfterError()
+  .exitOverride((error) => process.exit(error.exitCode === 0 ? 0 : 2))
+
+program
+  .command('doctor')
+  .description('says which device, instructions, threads, libraries and memory are found, and what is used')
+  .option('--json', 'print one JSON object')
+  .action(({ json }: { json?: boolean }) => {
+    const found = diagnose()
+    console.log(json ? JSON.stringify(found, null, 1) : diagnosisText(found))
+  })
+
+program
+  .command('inspect')
+  .description('prints what a file of weights holds: safetensors, or an archive of torch.save')
+  .argument('<file>')
+  .option('--json', 'print one JSON object')
+  .action(async (file: string, { json }: { json?: boolean }) => {
+    const found = await inspect(file)
+    console.log(json ? JSON.stringify(found, null, 1) : inspectedText(found))
+  })
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  console.error(DeemError.isInstance(error) ? `${error.code}: ${error.message}` : error)
+  process.exitCode = 1
+}
