@@ -49,16 +49,10 @@ export {
   type Ops,
   ops,
 } from './ops.js'
-export {
-  type FinishReason,
-  type GenerateOptions,
-  type PicturePiece,
-  Pipeline,
-  type TextDelta,
-  type TextOptions,
-  type TextResult,
-} from './pipeline/pipeline.js'
+export { Chat, type ChatOptions, type ChatTemplate, chatTemplates } from './pipeline/chat.js'
+export { type GenerateOptions, type PicturePiece, Pipeline, type TextDelta } from './pipeline/pipeline.js'
 export { type Geometry, type PictureFit, type Prompt, type RegionOf, within } from './pipeline/prompt.js'
+export type { FinishReason, TextOptions, TextResult } from './pipeline/writer.js'
 export * from './report/index.js'
 export { Scope, tidy } from './scope.js'
 export {
