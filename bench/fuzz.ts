@@ -3,10 +3,9 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { DeemError, mapTensors, memory, readTensors, regionMask, Tokenizer } from 'deem'
+import { fixtures } from './fixture.js'
 
-const fixtures = fileURLToPath(new URL('../test/fixtures/', import.meta.url))
 const [target = '', seconds = '600', seed = '1'] = process.argv.slice(2)
 
 let state = Number(seed) >>> 0

@@ -1,26 +1,14 @@
 // npm run soak:generate [-- N]: N generations of the model in test/fixtures/model/deem_nano, texts (greedy, drawn, beams, streams that are
 // left) and pictures in turn, then aborts in a row, then worker threads of which half are ended midway. Fails if memory grew by more than
 // 2 % after the first half; says how late the event loop came. V8 is held to a small young generation: it grows by the rate of garbage.
-import { readFileSync } from 'node:fs'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { isMainThread, Worker } from 'node:worker_threads'
-import { Deem, image, memory, type Picture, Pipeline, Tokenizer } from 'deem'
-
-const fixtures = fileURLToPath(new URL('../test/fixtures/', import.meta.url))
+import { image, memory, type Picture, Pipeline, Tokenizer } from 'deem'
+import { fixtures, nano } from './fixture.js'
 
 async function load(): Promise<Pipeline> {
-  const dir = `${fixtures}model/deem_nano/`
-  const {
-    note: _note,
-    dropout: _dropout,
-    drop_path: _path,
-    ...config
-  } = JSON.parse(readFileSync(`${dir}config.json`, 'utf8'))
-  const model = await Deem.build(config)
-  await model.load(`${dir}weights.safetensors`)
-  return new Pipeline({ model, tokenizer: await Tokenizer.load(`${fixtures}tokenizer`, { padId: 511 }), config })
+  return new Pipeline({ ...(await nano()), tokenizer: await Tokenizer.load(`${fixtures}tokenizer`, { padId: 511 }) })
 }
 
 const picture: Picture = { dtype: 'f32', shape: [64, 64, 3], data: new Float32Array(64 * 64 * 3).fill(0.4) }

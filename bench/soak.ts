@@ -1,24 +1,14 @@
 // npm run soak [-- STEPS]: many training steps of the model in test/fixtures/model/deem_nano (all losses, backward, AdamW), one new batch of
 // draws each. Fails if memory grew by more than 2 % between step 100 and the end; says how late a 10 ms timer came meanwhile.
-import { readFileSync } from 'node:fs'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
-import { fileURLToPath } from 'node:url'
-import { Deem, type DeemTrainInputs, memory, readTensors } from 'deem'
+import { type DeemTrainInputs, memory, readTensors } from 'deem'
 import { AdamW, publishedGroups, trainStep } from 'deem/train'
-import { permuteImages } from './fixture.js'
+import { fixtures, nano, permuteImages } from './fixture.js'
 
 const steps = Number(process.argv[2] ?? 2000)
 const early = 100
-const dir = fileURLToPath(new URL('../test/fixtures/model/deem_nano/', import.meta.url))
-const {
-  note: _note,
-  dropout: _dropout,
-  drop_path: _path,
-  ...config
-} = JSON.parse(readFileSync(`${dir}config.json`, 'utf8'))
-const model = await Deem.build(config)
-await model.load(`${dir}weights.safetensors`)
-const { tensors } = await readTensors(`${dir}inputs.safetensors`)
+const { model } = await nano()
+const { tensors } = await readTensors(`${fixtures}model/deem_nano/inputs.safetensors`)
 const inputs = permuteImages(tensors) as unknown as DeemTrainInputs
 using optimizer = new AdamW(model, publishedGroups)
 
