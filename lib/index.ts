@@ -13,6 +13,7 @@ export {
 export { type ChoiceRules, type Continuations, type Next, type Sampling, TextSession } from './generate/text-session.js'
 export { f32, type HostTensor, hostTensor, i64 } from './host-tensor.js'
 export * from './image/index.js'
+export { type LoadOptions, loadModel } from './load-model.js'
 export { ClipText } from './models/clip-text.js'
 export { ConvNext, type EncoderOutput } from './models/convnext.js'
 export {

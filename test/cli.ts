@@ -1,11 +1,12 @@
 // The command line as a process: what it prints, and how it ends.
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
-import { tensor, writeTensors } from 'deem'
+import { Chat, encodePng, image, loadModel, type Picture, tensor, text, writeTensors } from 'deem'
+import { nano, nanoConfig } from './_harness/nano.js'
 import { writeTorchFile } from './_harness/torch-file.js'
 
 const main = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url))
@@ -13,7 +14,10 @@ const folder = mkdtempSync(join(tmpdir(), 'deem-cli-'))
 test.after.always(() => rmSync(folder, { recursive: true, force: true }))
 
 function deem(...args: string[]): { status: number | null; stdout: string; stderr: string } {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [main, ...args], { encoding: 'utf8' })
+  return deemWith('', ...args)
+}
+function deemWith(input: string, ...args: string[]): { status: number | null; stdout: string; stderr: string } {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [main, ...args], { encoding: 'utf8', input })
   return { status, stdout, stderr }
 }
 
@@ -59,4 +63,83 @@ test('mistakes end with 1 and a code, misuse with 2 and the help', (t) => {
   const help = deem('--help')
   t.is(help.status, 0)
   t.regex(help.stdout, /doctor[\s\S]*inspect/)
+})
+
+/** The smallest whole model as a checkpoint folder, and a picture beside it. */
+async function checkpoint(): Promise<{ model: string; picture: string }> {
+  const dir = join(folder, 'model')
+  if (!existsSync(dir)) {
+    mkdirSync(dir)
+    const { model } = await nano()
+    await model.save(join(dir, 'model.safetensors'))
+    model.dispose()
+    writeFileSync(join(dir, 'config.json'), JSON.stringify(nanoConfig()))
+    const tokenizer = fileURLToPath(new URL('../test/fixtures/tokenizer/tokenizer.json', import.meta.url))
+    cpSync(tokenizer, join(dir, 'tokenizer.json'))
+    const picture: Picture = { dtype: 'f32', shape: [20, 30, 3], data: new Float32Array(1800).fill(0.5) }
+    writeFileSync(join(dir, 'gray.png'), await encodePng(picture))
+  }
+  return { model: dir, picture: join(dir, 'gray.png') }
+}
+
+test.serial('caption, ask and chat print what the pipeline says', async (t) => {
+  const { model, picture } = await checkpoint()
+  using p = await loadModel(model)
+  const want = await p.generateText([image(picture)], { maxTokens: 9 })
+  t.is(deem('caption', picture, '-m', model, '--max-tokens', '9').stdout, `${want.text}\n`)
+  const drawn = { maxTokens: 9, temperature: 1.5, topP: 0.9, seed: 4 }
+  const said = await p.generateText([image(picture), text('What?')], drawn)
+  const flags = ['--max-tokens', '9', '--temperature', '1.5', '--top-p', '0.9', '--seed', '4', '--json']
+  t.deepEqual(JSON.parse(deem('ask', picture, 'What?', '-m', model, ...flags).stdout), said)
+  const chosen = deem('ask', picture, 'yes or no?', '-m', model, '--choices', 'yes', 'no')
+  t.regex(chosen.stdout, /^(yes|no)\n$/)
+  using chat = new Chat(p)
+  const first = await chat.ask([image(picture), text('What?')], { maxTokens: 5 })
+  const second = await chat.ask('And?', { maxTokens: 5 })
+  const talk = deemWith(`@${picture} What?\nAnd?\n\n`, 'chat', '-m', model, '--max-tokens', '5')
+  t.is(talk.status, 0, talk.stderr)
+  t.is(talk.stdout, `${first.text}\n${second.text}\n`)
+})
+
+test.serial('paint writes the picture', async (t) => {
+  const { model } = await checkpoint()
+  using p = await loadModel(model)
+  const output = join(folder, 'painted.png')
+  const run = deem(
+    'paint',
+    'a license',
+    '-m',
+    model,
+    '-o',
+    output,
+    '--steps',
+    '3',
+    '--seed',
+    '2',
+    '--sampler',
+    'euler',
+    '--json',
+  )
+  t.deepEqual(JSON.parse(run.stdout), { output, width: 64, height: 64, seed: 2 })
+  const want = await p.generateImage('a license', { steps: 3, seed: 2, sampler: 'euler' })
+  t.deepEqual(readFileSync(output), await encodePng(want))
+})
+
+test.serial('models and pictures that are not there, and flags that make no sense', async (t) => {
+  const { model, picture } = await checkpoint()
+  const cases: [number, RegExp, string[]][] = [
+    [1, /^ERR_IO: .*no checkpoint/, ['caption', picture, '-m', join(folder, 'nowhere')]],
+    [1, /^ERR_(IO|FORMAT): /, ['caption', join(folder, 'nowhere.png'), '-m', model]],
+    [2, /--model/, ['caption', picture]],
+    [2, /whole number/, ['caption', picture, '-m', model, '--max-tokens', '0']],
+    [2, /number of at least 0/, ['ask', picture, 'What?', '-m', model, '--temperature', 'hot']],
+    [2, /Allowed choices/, ['paint', 'x', '-m', model, '--sampler', 'heun']],
+    [1, /^ERR_VALUE: .*1\.\.1000/, ['paint', 'x', '-m', model, '--steps', '1001', '-o', join(folder, 'no.png')]],
+  ]
+  for (const [status, says, args] of cases) {
+    const run = deem(...args)
+    t.is(run.status, status, `${args.join(' ')}: ${run.stderr}`)
+    t.regex(run.stderr, says, args.join(' '))
+  }
+  t.false(existsSync(join(folder, 'no.png')))
 })

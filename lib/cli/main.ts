@@ -4,6 +4,7 @@ import { Command } from 'commander'
 import { DeemError } from '../errors.js'
 import { diagnose, diagnosisText } from './doctor.js'
 import { inspect, inspectedText } from './inspect.js'
+import { addModelCommands } from './run.js'
 
 const program = new Command('deem')
   .description('Talks about pictures and paints them, with DEEM models.')
@@ -28,6 +29,8 @@ program
     const found = await inspect(file)
     console.log(json ? JSON.stringify(found, null, 1) : inspectedText(found))
   })
+
+addModelCommands(program)
 
 try {
   await program.parseAsync()
