@@ -1,5 +1,6 @@
-import { existsSync, readFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import { Random } from '../dist/data/random.js'
 import { DeemError } from '../dist/errors.js'
@@ -323,9 +324,8 @@ test('random documents keep their rules', (t) => {
   }
 })
 
-const folder = join(process.env.DEEM_FIXTURES ?? '../shared/fixtures', 'model/deem_nano')
-const withFixtures = existsSync(folder) ? test : test.skip
-withFixtures('the rows and labels of the reference batch', (t) => {
+const folder = fileURLToPath(new URL('../test/fixtures/model/deem_nano', import.meta.url))
+test('the rows and labels of the reference batch', (t) => {
   const inputs = integers(join(folder, 'inputs.safetensors'))
   const outputs = integers(join(folder, 'outputs.safetensors'))
   const special = { bos: 1, eos: 2, pad: 511, soi: 512, image: 513 }
