@@ -209,3 +209,9 @@ test('a damaged tokenizer.model is an error or another tokenizer, never a crash'
     rmSync(dir, { recursive: true })
   }
 })
+
+test('what the library finds out only when it is used is an error with a code, too', async (t) => {
+  const json = { ...byteJson(), post_processor: { type: 'TemplateProcessing', pair: [] } }
+  const error = await t.throwsAsync(async () => new Tokenizer(json as TokenizerJson).encode('ab', { special: true }))
+  t.true(DeemError.isInstance(error), String(error))
+})

@@ -21,9 +21,20 @@ export function makeEngine(json: object, config: object): Engine {
     decodeBytesExactly(engine.decoder)
     return engine
   } catch (cause) {
-    throw causedBy(cause, 'ERR_FORMAT', '[tokenizer] cannot use this tokenizer.json')
+    throw unusable(cause)
   }
 }
+
+/** Runs the library, which finds some mistakes of a tokenizer.json only when it uses them. */
+export function guarded<T>(call: () => T): T {
+  try {
+    return call()
+  } catch (cause) {
+    throw unusable(cause)
+  }
+}
+
+const unusable = (cause: unknown) => causedBy(cause, 'ERR_FORMAT', '[tokenizer] cannot use this tokenizer.json')
 
 const strict = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 

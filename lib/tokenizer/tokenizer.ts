@@ -1,7 +1,7 @@
 import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
-import { type Engine, makeEngine } from './engine.js'
+import { type Engine, guarded, makeEngine } from './engine.js'
 import { addedToken, type TokenizerConfig, type TokenizerJson } from './json.js'
 import { fromSentencePiece } from './sentencepiece.js'
 
@@ -105,7 +105,7 @@ export class Tokenizer {
       this.#plain ??= makeEngine({ ...this.json, added_tokens: [] }, this.config)
       engine = this.#plain
     }
-    const ids = text === '' ? [] : engine.encode(text, { add_special_tokens: false }).ids
+    const ids = text === '' ? [] : guarded(() => engine.encode(text, { add_special_tokens: false }).ids)
     const bad = ids.indexOf(undefined)
     if (bad >= 0)
       throw new DeemError(
@@ -124,10 +124,12 @@ export class Tokenizer {
         throw new DeemError('ERR_INDEX', `[tokenizer] ids must lie in 0..${this.vocabSize - 1} but got ${id}`)
       }
     }
-    return this.#engine.decode(list, {
-      skip_special_tokens: options.special !== true,
-      clean_up_tokenization_spaces: false,
-    })
+    return guarded(() =>
+      this.#engine.decode(list, {
+        skip_special_tokens: options.special !== true,
+        clean_up_tokenization_spaces: false,
+      }),
+    )
   }
 
   /** The id of one token, undefined where there is none. */
