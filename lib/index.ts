@@ -67,3 +67,6 @@ export {
 export type { CallOptions } from './task.js'
 export { backward, type DType, Tensor, type TypedArray, tensor } from './tensor.js'
 export * from './tokenizer/index.js'
+export type { WeightsReport } from './weights/assign.js'
+export { type LoadDeemOptions, type LoadedDeem, loadDeem } from './weights/load.js'
+export type { DeemPieces } from './weights/pieces.js'

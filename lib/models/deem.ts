@@ -1,4 +1,5 @@
 import { type CreateOptions, createHandle, type ForwardOptions, Module, output } from '../module.js'
+import type { NativeModel } from '../native.js'
 import type { Tensor } from '../tensor.js'
 import type { AdamW } from '../train/adamw.js'
 import { type TrainStepOptions, trainStep } from '../train/step.js'
@@ -87,9 +88,18 @@ export interface SampleOptions extends ForwardOptions {
 
 /** DEEM whole: encoder, resampler, language model, image decoder and the denoiser that is its eyes. */
 export class Deem extends Module {
+  /** What it was built with. */
+  readonly config: Readonly<Record<string, unknown>>
+
+  /** @internal */
+  constructor(handle: NativeModel, config: object) {
+    super('deem', handle)
+    this.config = JSON.parse(JSON.stringify(config)) as Record<string, unknown>
+  }
+
   /** Builds a model with fresh parameters. Throws ERR_CONFIG naming unknown, missing or misfit keys. */
   static async build(config: object, options: CreateOptions = {}): Promise<Deem> {
-    return new Deem('deem', await createHandle('deem', config, options))
+    return new Deem(await createHandle('deem', config, options), config)
   }
 
   /** The losses `loss`, `loss_txt`, `loss_img`, `loss_sniffer` as scalars, with a graph unless `grad` is false. */
