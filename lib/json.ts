@@ -1,4 +1,4 @@
-import { readFile } from 'node:fs/promises'
+import { readFile, rename, rm, writeFile } from 'node:fs/promises'
 import { causedBy, DeemError } from './errors.js'
 
 export type JsonObject = Record<string, unknown>
@@ -35,4 +35,16 @@ export async function readJson(path: string): Promise<JsonObject> {
   }
   if (!isJsonObject(value)) throw new DeemError('ERR_FORMAT', `'${path}' must hold a JSON object`)
   return value
+}
+
+/** Writes a JSON file whole: beside the old one, then swapped in. Throws ERR_IO naming the file. */
+export async function writeJson(path: string, value: object): Promise<void> {
+  const fresh = `${path}.${process.pid}.new`
+  try {
+    await writeFile(fresh, `${JSON.stringify(value, null, 2)}\n`, { flush: true })
+    await rename(fresh, path)
+  } catch (cause) {
+    await rm(fresh, { force: true })
+    throw causedBy(cause, 'ERR_IO', `'${path}' cannot be written`)
+  }
 }

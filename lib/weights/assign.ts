@@ -64,7 +64,7 @@ export function planAssignment(model: Module, sources: readonly WeightSource[]):
             report.unexpected.push(tensor.name)
             continue
           }
-          const move = fit(tensor, target, source)
+          const move = moveOf(tensor, target, source)
           if (!move) report.misshapen.push({ name, shape: target.shape, stored: tensor.shape, dtype: tensor.dtype })
           else (filled.has(target.name) ? file.repeats : file.moves).push(move)
           filled.add(target.name)
@@ -76,7 +76,7 @@ export function planAssignment(model: Module, sources: readonly WeightSource[]):
   return { files, report }
 }
 
-function fit(tensor: Stored, target: ParameterInfo, { naming, vocabulary }: WeightSource): Move | undefined {
+function moveOf(tensor: Stored, target: ParameterInfo, { naming, vocabulary }: WeightSource): Move | undefined {
   if (!['f32', 'f16', 'bf16'].includes(tensor.dtype)) return undefined
   const want =
     vocabulary !== undefined && naming.leading?.(target.name) ? [vocabulary, ...target.shape.slice(1)] : target.shape
