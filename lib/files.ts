@@ -1,5 +1,5 @@
 import { DeemError } from './errors.js'
-import { isDType, type NativeFile, native } from './native.js'
+import { type DType, isDType, type NativeFile, native } from './native.js'
 import { type CallOptions, run } from './task.js'
 import { Tensor } from './tensor.js'
 import { isTorchFile, readTorchLayout } from './weights/torch-zip.js'
@@ -33,12 +33,15 @@ function wrapped({ tensors, metadata }: NativeFile): TensorFile {
   return { tensors: Object.fromEntries(Object.entries(tensors).map(([name, h]) => [name, new Tensor(h)])), metadata }
 }
 
-/** Writes tensors by name, atomically: a failure leaves the old file as it was. */
+/**
+ * Writes tensors by name, atomically: a failure leaves the old file as it was. `dtype` is that of the floating tensors in the file,
+ * by default each one's own; they are cast one at a time. Throws ERR_IO, and ERR_VALUE for names that no file can hold.
+ */
 export function writeTensors(
   path: string,
   tensors: Record<string, Tensor>,
-  { metadata = {}, ...options }: { metadata?: Record<string, string> } & CallOptions = {},
+  { metadata = {}, dtype, ...options }: { metadata?: Record<string, string>; dtype?: DType } & CallOptions = {},
 ): Promise<void> {
   const handles = Object.fromEntries(Object.entries(tensors).map(([name, t]) => [name, t.handle]))
-  return run(() => native.writeTensors(path, handles, metadata), options)
+  return run(() => native.writeTensors(path, handles, metadata, dtype ?? ''), options)
 }

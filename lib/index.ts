@@ -81,3 +81,8 @@ export {
 export type { CallOptions } from './task.js'
 export { backward, type DType, Tensor, type TypedArray, tensor } from './tensor.js'
 export * from './tokenizer/index.js'
+export type { WeightsReport } from './weights/assign.js'
+export type { WeightLayout } from './weights/layouts.js'
+export { type LoadDeemOptions, type LoadedDeem, loadDeem } from './weights/load.js'
+export type { DeemPieces } from './weights/pieces.js'
+export { convertFolder, type SaveDeemOptions, saveDeem } from './weights/save.js'

@@ -1,45 +1,19 @@
-import { readFile } from 'node:fs/promises'
-import { join } from 'node:path'
-import { causedBy, DeemError } from './errors.js'
-import { parsePythonJson } from './json.js'
-import { Deem } from './models/deem.js'
-import type { DType } from './native.js'
+import { DeemError } from './errors.js'
 import { Pipeline } from './pipeline/pipeline.js'
-import type { CallOptions } from './task.js'
-import { Tokenizer } from './tokenizer/index.js'
+import { type LoadDeemOptions, loadDeem } from './weights/load.js'
+import type { DeemPieces } from './weights/pieces.js'
 
-export interface LoadOptions extends CallOptions {
-  /** Of the parameters. Default f32. */
-  dtype?: DType
-}
+export type LoadOptions = Omit<LoadDeemOptions, 'strict'>
 
 /**
- * A model with its tokenizer from a checkpoint folder: config.json, model.safetensors, tokenizer.json or tokenizer.model. Throws ERR_IO,
- * ERR_FORMAT, ERR_CONFIG or ERR_WEIGHTS naming the file and what is wrong.
+ * A model with its tokenizer: from a DEEM folder, ours or official, or from the pieces of a new one. See {@link loadDeem} for what may
+ * lie in them and how it fails; without a tokenizer there is no pipeline: ERR_IO.
  */
-export async function loadModel(folder: string, { dtype = 'f32', ...call }: LoadOptions = {}): Promise<Pipeline> {
-  const file = join(folder, 'config.json')
-  let json: string
-  try {
-    json = await readFile(file, 'utf8')
-  } catch (cause) {
-    throw causedBy(cause, 'ERR_IO', `there is no checkpoint in '${folder}'`)
-  }
-  let config: unknown
-  try {
-    config = parsePythonJson(json)
-  } catch (cause) {
-    throw causedBy(cause, 'ERR_FORMAT', `'${file}' is not JSON`)
-  }
-  if (typeof config !== 'object' || config === null) throw new DeemError('ERR_FORMAT', `'${file}' holds no object`)
-  const ids = (config as { special_token_dict?: { pad_token_id?: number } }).special_token_dict
-  const tokenizer = await Tokenizer.load(folder, ids?.pad_token_id === undefined ? {} : { padId: ids.pad_token_id })
-  const model = await Deem.build(config, { dtype, signal: call.signal })
-  try {
-    await model.load(join(folder, 'model.safetensors'), call)
-  } catch (error) {
+export async function loadModel(source: string | DeemPieces, options: LoadOptions = {}): Promise<Pipeline> {
+  const { model, tokenizer, config } = await loadDeem(source, options)
+  if (!tokenizer) {
     model.dispose()
-    throw error
+    throw new DeemError('ERR_IO', 'the weights have no tokenizer beside them: loadDeem gives the model alone')
   }
   return new Pipeline({ model, tokenizer, config })
 }

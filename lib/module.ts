@@ -90,6 +90,10 @@ export class Module implements Disposable {
   read(name: string): Tensor {
     return new Tensor(this.handle.read(name))
   }
+  /** The live values of a parameter in the published layout: no copy, and no graph. */
+  view(name: string): Tensor {
+    return new Tensor(this.handle.view(name))
+  }
   /** A parameter's gradient in the published layout, or null. */
   gradient(name: string): Tensor | null {
     const g = this.handle.gradient(name)
@@ -99,10 +103,16 @@ export class Module implements Disposable {
   assign(name: string, value: Tensor): void {
     this.handle.assign(name, value.handle)
   }
-  /** The same for many, off the JavaScript thread; values may be mapped from files and of any floating dtype. */
-  assignAll(values: Readonly<Record<string, Tensor>>, options?: CallOptions): Promise<void> {
+  /**
+   * The same for many, off the JavaScript thread; values may be mapped from files and of any floating dtype. With `leading` a value
+   * may be the first rows of its parameter, whose other rows stay as they are.
+   */
+  assignAll(
+    values: Readonly<Record<string, Tensor>>,
+    { leading = false, ...call }: { leading?: boolean } & CallOptions = {},
+  ): Promise<void> {
     const handles = Object.values(values).map((t) => t.handle)
-    return run(() => this.handle.assignAll(Object.keys(values), handles), options)
+    return run(() => this.handle.assignAll(Object.keys(values), handles, leading), call)
   }
   zeroGrad(): void {
     this.handle.zeroGrad()

@@ -84,8 +84,9 @@ export interface NativeModel {
   parameter(name: string): NativeTensor
   gradient(name: string): NativeTensor | null
   read(name: string): NativeTensor
+  view(name: string): NativeTensor
   assign(name: string, value: NativeTensor): void
-  assignAll(names: string[], values: NativeTensor[]): NativeTask<void>
+  assignAll(names: string[], values: NativeTensor[], leading: boolean): NativeTask<void>
   zeroGrad(): void
   load(path: string, prefix: string, strict: boolean): NativeTask<LoadReport>
   save(path: string, dtype: string): NativeTask<void>
@@ -151,7 +152,12 @@ export interface Native {
   ): NativeTask<Record<string, number>>
   readTensors(path: string, mapped: boolean): NativeTask<NativeFile>
   mapTensors(path: string, layout: readonly PlacedTensor[]): NativeTask<NativeFile>
-  writeTensors(path: string, tensors: Record<string, NativeTensor>, metadata: Record<string, string>): NativeTask<void>
+  writeTensors(
+    path: string,
+    tensors: Record<string, NativeTensor>,
+    metadata: Record<string, string>,
+    dtype: string,
+  ): NativeTask<void>
   memory(): MemoryReport
   resetPeakMemory(): void
   emptyCache(): void

@@ -128,7 +128,7 @@ test.serial('paint writes the picture', async (t) => {
 test.serial('models and pictures that are not there, and flags that make no sense', async (t) => {
   const { model, picture } = await checkpoint()
   const cases: [number, RegExp, string[]][] = [
-    [1, /^ERR_IO: .*no checkpoint/, ['caption', picture, '-m', join(folder, 'nowhere')]],
+    [1, /^ERR_IO: .*nowhere/, ['caption', picture, '-m', join(folder, 'nowhere')]],
     [1, /^ERR_(IO|FORMAT): /, ['caption', join(folder, 'nowhere.png'), '-m', model]],
     [2, /--model/, ['caption', picture]],
     [2, /whole number/, ['caption', picture, '-m', model, '--max-tokens', '0']],

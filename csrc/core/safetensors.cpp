@@ -10,6 +10,7 @@
 
 #include "core/engine.h"
 #include "core/file.h"
+#include "ops.h"
 
 namespace deem {
 namespace {
@@ -272,9 +273,13 @@ std::string json_string(const std::string& s, const char* what) {
   }
 }
 
+DType stored_as(const Tensor& t, std::optional<DType> dtype) {
+  return dtype && is_float(t.dtype()) ? *dtype : t.dtype();
+}
+
 // Length prefix and header, padded with spaces so that the data begins at a multiple of 64 bytes.
 std::string make_header(const std::vector<const NamedTensor*>& tensors,
-                        const std::map<std::string, std::string>& metadata) {
+                        const std::map<std::string, std::string>& metadata, std::optional<DType> dtype) {
   std::string json = "{";
   if (!metadata.empty()) {
     json += str('"', kMetadata, "\":{");
@@ -288,10 +293,12 @@ std::string make_header(const std::vector<const NamedTensor*>& tensors,
   uint64_t at = 0;
   for (const NamedTensor* t : tensors) {
     if (json.size() > 1) json += ',';
-    json += json_string(t->name, "tensor name") + str(":{\"dtype\":\"", file_type(t->tensor.dtype()), "\",\"shape\":[");
+    DType type = stored_as(t->tensor, dtype);
+    json += json_string(t->name, "tensor name") + str(":{\"dtype\":\"", file_type(type), "\",\"shape\":[");
     for (int i = 0; i < t->tensor.ndim(); i++) json += (i ? "," : "") + std::to_string(t->tensor.size(i));
-    json += str("],\"data_offsets\":[", at, ',', at + t->tensor.nbytes(), "]}");
-    at += t->tensor.nbytes();
+    uint64_t bytes = uint64_t(t->tensor.numel()) * size_of(type);
+    json += str("],\"data_offsets\":[", at, ',', at + bytes, "]}");
+    at += bytes;
   }
   json += '}';
   json.append((64 - (8 + json.size()) % 64) % 64, ' ');
@@ -304,7 +311,9 @@ std::string make_header(const std::vector<const NamedTensor*>& tensors,
 }  // namespace
 
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata, std::optional<DType> dtype) {
+  check<DTypeError>(!dtype || is_float(*dtype), "[write_safetensors] tensors are cast to floating dtypes only but got ",
+                    dtype.value_or(DType::f32));
   std::set<std::string> names;
   std::vector<const NamedTensor*> order;
   for (const NamedTensor& t : tensors) {
@@ -316,15 +325,16 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     order.push_back(&t);
   }
   // Wide elements first: the format has no padding between tensors, and this keeps each one aligned for mapping.
-  std::stable_sort(order.begin(), order.end(), [](const NamedTensor* a, const NamedTensor* b) {
-    return size_of(a->tensor.dtype()) > size_of(b->tensor.dtype());
+  std::stable_sort(order.begin(), order.end(), [=](const NamedTensor* a, const NamedTensor* b) {
+    return size_of(stored_as(a->tensor, dtype)) > size_of(stored_as(b->tensor, dtype));
   });
-  std::string header = make_header(order, metadata);
+  std::string header = make_header(order, metadata, dtype);
   TemporaryFile file(path);
   file.write(header.data(), header.size());
   int64_t done = 0;
   for (const NamedTensor* t : order) {
-    Tensor flat = t->tensor.is_contiguous() ? t->tensor : t->tensor.clone();
+    Tensor flat = cast(t->tensor.detach(), stored_as(t->tensor, dtype));
+    if (!flat.is_contiguous()) flat = flat.clone();
     file.write(static_cast<const char*>(flat.raw()), flat.nbytes());
     report_progress(++done, int64_t(order.size()));
   }

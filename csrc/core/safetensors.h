@@ -3,6 +3,7 @@
 #pragma once
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,8 +33,9 @@ class SafetensorsFile {
   std::shared_ptr<Impl> p_;
 };
 
-// Writes to a temporary file in the same folder, syncs it, renames it over `path`. Tensors may be strided.
+// Writes to a temporary file in the same folder, syncs it, renames it over `path`. Tensors may be strided. With a dtype, floating
+// tensors are stored as that; at most one tensor at a time is copied, so that a model needs no second one to be written.
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
-                       const std::map<std::string, std::string>& metadata = {});
+                       const std::map<std::string, std::string>& metadata = {}, std::optional<DType> dtype = {});
 
 }  // namespace deem

@@ -48,12 +48,13 @@ Parameter& ParameterStore::at(const std::string& name) {
 }
 
 Tensor ParameterStore::published(const Parameter& p, const Tensor& t) {
-  return p.conv ? permute(t.detach(), {0, 3, 1, 2}).clone() : t.detach();
+  return p.conv ? permute(t.detach(), {0, 3, 1, 2}) : t.detach();
 }
 
-void ParameterStore::assign(Parameter& p, const Tensor& published_value) {
+void ParameterStore::assign(Parameter& p, const Tensor& published_value, bool leading) {
   Tensor v = published_value.detach();
-  Shape want = p.conv ? permute(p.value.detach(), {0, 3, 1, 2}).shape() : p.value.shape();
+  Shape want = published(p, p.value).shape();
+  if (leading && want.size() > 0 && v.ndim() > 0 && v.size(0) < want[0]) want[0] = v.size(0);
   check<WeightsError>(v.shape() == want, "parameter '", p.name, "' has shape ", want, " but the weight given has ",
                       v.shape());
   check<WeightsError>(is_float(v.dtype()), "parameter '", p.name, "' is floating but the weight given is ", v.dtype());

@@ -53,9 +53,10 @@ class ParameterStore {
   Parameter* find(const std::string& name);  // aliases too; null if absent
   Parameter& at(const std::string& name);    // throws WeightsError naming the nearest known name
 
-  // Value or gradient in the published layout (OIHW), a copy for convolution weights.
+  // Value or gradient in the published layout (OIHW): the same memory, strided for convolution weights.
   static Tensor published(const Parameter& p, const Tensor& t);
-  void assign(Parameter& p, const Tensor& published_value);  // any floating dtype; throws WeightsError on a wrong shape
+  // Any floating dtype; throws WeightsError on a wrong shape. leading: the value may be the first rows only, the others stay.
+  void assign(Parameter& p, const Tensor& published_value, bool leading = false);
 
   DType dtype() const { return dtype_; }
 

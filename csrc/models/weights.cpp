@@ -51,8 +51,8 @@ LoadReport load_weights(ParameterStore& params, const std::string& path, const s
 
 void save_weights(ParameterStore& params, const std::string& path, DType dtype) {
   std::vector<NamedTensor> tensors;
-  for (Parameter& p : params.list()) tensors.push_back({p.name, cast(ParameterStore::published(p, p.value), dtype)});
-  write_safetensors(path, tensors);
+  for (Parameter& p : params.list()) tensors.push_back({p.name, ParameterStore::published(p, p.value)});
+  write_safetensors(path, tensors, {}, dtype);
 }
 
 }  // namespace deem

@@ -83,7 +83,7 @@ static Napi::Value map_tensors(const Napi::CallbackInfo& info) {
   });
 }
 
-// writeTensors(path, tensors, metadata) -> task
+// writeTensors(path, tensors, metadata, dtype) -> task; dtype '' keeps each tensor's own
 static Napi::Value write_tensors(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     auto path = From<std::string>::js(info[0], "writeTensors");
@@ -98,8 +98,11 @@ static Napi::Value write_tensors(const Napi::CallbackInfo& info) {
         metadata[key] = From<std::string>::js(object.Get(key), "writeTensors");
       }
     }
+    std::string name = From<std::string>::js(info[3], "writeTensors");
+    std::optional<DType> dtype;
+    if (!name.empty()) dtype = dtype_from_name(name);
     return start_task(
-        info.Env(), [=] { write_safetensors(path, tensors, metadata); },
+        info.Env(), [=] { write_safetensors(path, tensors, metadata, dtype); },
         [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
   });
 }

@@ -18,6 +18,7 @@ class JsModel : public Napi::ObjectWrap<JsModel> {
   Napi::Value parameter(const Napi::CallbackInfo& info);
   Napi::Value gradient(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value view(const Napi::CallbackInfo& info);
   Napi::Value assign(const Napi::CallbackInfo& info);
   Napi::Value assign_all(const Napi::CallbackInfo& info);
   Napi::Value zero_grad(const Napi::CallbackInfo& info);

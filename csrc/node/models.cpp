@@ -147,6 +147,7 @@ Napi::Value JsModel::gradient(const Napi::CallbackInfo& info) {
     Tensor g;
     Engine::get().run_sync([&] {
       if (p.value.grad()) g = ParameterStore::published(p, p.value.grad());
+      if (g && p.conv) g = g.clone();
     });
     return g ? JsTensor::wrap(info.Env(), g) : info.Env().Null();
   });
@@ -161,6 +162,14 @@ Napi::Value JsModel::read(const Napi::CallbackInfo& info) {
   });
 }
 
+// view(name): the live value in the published layout, without a copy or a graph.
+Napi::Value JsModel::view(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    Parameter& p = model("view")->params.at(From<std::string>::js(info[0], "view"));
+    return JsTensor::wrap(info.Env(), ParameterStore::published(p, p.value));
+  });
+}
+
 Napi::Value JsModel::assign(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto m = model("assign");
@@ -171,19 +180,21 @@ Napi::Value JsModel::assign(const Napi::CallbackInfo& info) {
   });
 }
 
-// assignAll(names, values) -> task; values in the published layout. The first that does not fit ends it.
+// assignAll(names, values, leading) -> task; values in the published layout, the first rows suffice if `leading`. The first that does
+// not fit ends it.
 Napi::Value JsModel::assign_all(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     auto m = model("assignAll");
     auto names = From<std::vector<std::string>>::js(info[0], "assignAll");
     auto values = From<std::vector<Tensor>>::js(info[1], "assignAll");
+    bool leading = From<bool>::js(info[2], "assignAll");
     check<ValueError>(names.size() == values.size(), "[assignAll] ", names.size(), " names but ", values.size(),
                       " values");
     return start_task(
         info.Env(),
         [=] {
           for (size_t i = 0; i < names.size(); i++) {
-            m->params.assign(m->params.at(names[i]), values[i]);
+            m->params.assign(m->params.at(names[i]), values[i], leading);
             report_progress(int64_t(i + 1), int64_t(names.size()));
             poll_cancel();
           }
@@ -286,7 +297,8 @@ void init_models(Napi::Env env, Napi::Object exports) {
        JsModel::InstanceMethod<&JsModel::set_trainable>("setTrainable"),
        JsModel::InstanceMethod<&JsModel::parameter>("parameter"),
        JsModel::InstanceMethod<&JsModel::gradient>("gradient"), JsModel::InstanceMethod<&JsModel::read>("read"),
-       JsModel::InstanceMethod<&JsModel::assign>("assign"), JsModel::InstanceMethod<&JsModel::zero_grad>("zeroGrad"),
+       JsModel::InstanceMethod<&JsModel::view>("view"), JsModel::InstanceMethod<&JsModel::assign>("assign"),
+       JsModel::InstanceMethod<&JsModel::zero_grad>("zeroGrad"),
        JsModel::InstanceMethod<&JsModel::assign_all>("assignAll"), JsModel::InstanceMethod<&JsModel::load>("load"),
        JsModel::InstanceMethod<&JsModel::save>("save"), JsModel::InstanceMethod<&JsModel::call>("call")});
   data_of(env).model = Napi::Persistent(ctor);

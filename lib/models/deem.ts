@@ -95,11 +95,15 @@ interface TokenIds {
 
 /** DEEM whole: encoder, resampler, language model, image decoder and the denoiser that is its eyes. */
 export class Deem extends Module {
+  /** What it was built with. */
+  readonly config: Readonly<Record<string, unknown>>
   readonly #tokens: TokenIds
 
-  private constructor(handle: NativeModel, config: object) {
+  /** @internal */
+  constructor(handle: NativeModel, config: object) {
     super('deem', handle)
-    const ids = (config as { special_token_dict: Record<string, number> }).special_token_dict
+    this.config = JSON.parse(JSON.stringify(config)) as Record<string, unknown>
+    const ids = this.config['special_token_dict'] as Record<string, number>
     const id = (name: string) => ids[`${name}_token_id`] as number
     this.#tokens = { bos: id('bos'), eos: id('eos'), pad: id('pad'), soi: id('soi') }
   }

@@ -1,6 +1,6 @@
 /**
- * Cases on disk: a folder with `config.json`, or with `expected.json`. Its kind is its place: the last folder of its path, for
- * `ops`, `modules` and `model` the last two.
+ * Cases on disk: a folder with `config.json`, or with `expected.json`, or one below `hf_layout`. Its kind is its place: the last
+ * folder of its path, for `ops`, `modules`, `model` and `hf_layout` the last two.
  */
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
@@ -31,6 +31,11 @@ export interface Case {
 export function findCases(paths: readonly string[]): string[] {
   const found: string[] = []
   const visit = (dir: string) => {
+    // A folder of weights is one case, whatever its parts are; their own config.json files are none of ours.
+    if (placeOf(dir) === 'hf_layout') {
+      found.push(dir)
+      return
+    }
     if (['config.json', 'expected.json'].some((file) => existsSync(join(dir, file)))) found.push(dir)
     for (const entry of readdirSync(dir, { withFileTypes: true })) if (entry.isDirectory()) visit(join(dir, entry.name))
   }
@@ -41,9 +46,11 @@ export function findCases(paths: readonly string[]): string[] {
   return [...new Set(found)].sort()
 }
 
+const placeOf = (dir: string) => basename(dirname(dir))
+
 export function kindOf(dir: string): string {
-  const place = basename(dirname(dir))
-  return ['ops', 'modules', 'model'].includes(place) ? `${place}/${basename(dir)}` : basename(dir)
+  const place = placeOf(dir)
+  return ['ops', 'modules', 'model', 'hf_layout'].includes(place) ? `${place}/${basename(dir)}` : basename(dir)
 }
 
 export async function loadCase(dir: string, dtype: ComputeType): Promise<Case> {

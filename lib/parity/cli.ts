@@ -11,6 +11,7 @@ import { moduleRunner } from './kinds/modules.js'
 import { opRunner } from './kinds/ops.js'
 import { runSchedulers } from './kinds/schedulers.js'
 import { runTokenizer } from './kinds/tokenizer.js'
+import { runLayout } from './kinds/weights.js'
 import { absent, type Timing } from './program.js'
 
 type Runner = (c: Case, repeat: number, timing: Timing) => Promise<Comparison[]>
@@ -24,8 +25,12 @@ function runnerFor(kind: string): Runner {
     schedulers: runSchedulers,
     tokenizer: runTokenizer,
   }
-  const runner =
-    whole[kind] ?? (place === 'ops' ? opRunner(name) : place === 'modules' ? moduleRunner(name) : undefined)
+  const places: Record<string, () => Runner | undefined> = {
+    ops: () => opRunner(name),
+    modules: () => moduleRunner(name),
+    hf_layout: () => runLayout,
+  }
+  const runner = whole[kind] ?? places[place]?.()
   if (!runner) throw new DeemError('ERR_NOT_IMPLEMENTED', `unknown kind of case '${kind}'`)
   return runner
 }
