@@ -236,6 +236,36 @@ test('the empty prompt is cut and padded to what the encoder takes', async (t) =
   t.true(got.every((v, i) => Math.abs(v - (want[i] as number)) < 1e-4))
 })
 
+test('a prompt tokenizer that is stored as tokenizer.json alone', async (t) => {
+  const sd = copyOf('stable_diffusion')
+  const place = join(sd, 'tokenizer')
+  const added = (content: string, id: number) => ({ id, content, special: true, normalized: false })
+  const [sep, cls] = [
+    ['<|endoftext|>', 513],
+    ['<|startoftext|>', 512],
+  ] as const
+  const whole = {
+    added_tokens: [added('!', 0), added(...cls), added(...sep)],
+    normalizer: { type: 'Lowercase' },
+    pre_tokenizer: { type: 'ByteLevel', add_prefix_space: false },
+    post_processor: { type: 'RobertaProcessing', sep, cls, trim_offsets: false, add_prefix_space: false },
+    decoder: { type: 'ByteLevel' },
+    model: {
+      type: 'BPE',
+      vocab: json(join(place, 'vocab.json')),
+      merges: [],
+      unk_token: sep[0],
+      end_of_word_suffix: '</w>',
+    },
+  }
+  for (const name of ['vocab.json', 'merges.txt']) rmSync(join(place, name))
+  writeFileSync(join(place, 'tokenizer.json'), JSON.stringify(whole))
+  const [a, b] = [await loadDeem(pieces({ stableDiffusion: sd })), await loadDeem(pieces())]
+  t.deepEqual(same(a.model, b.model), [])
+  writeFileSync(join(place, 'tokenizer.json'), '{"model": {}}')
+  await t.throwsAsync(loadDeem(pieces({ stableDiffusion: sd })), { code: 'ERR_FORMAT', message: /tokenizer\.json/ })
+})
+
 test('progress counts tensors and ends with all of them', async (t) => {
   const told: [number, number][] = []
   const { model } = await loadDeem(layout('deem'), { onProgress: (done, total) => told.push([done, total]) })
