@@ -1,8 +1,9 @@
 /** CLIP's tokenizer from vocab.json and merges.txt, as Stable Diffusion folders hold it: the tokenizer.json they stand for. */
+import { existsSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
-import { isJsonObject, readJson } from '../json.js'
+import { isJsonObject, type JsonObject, readJson } from '../json.js'
 import { type Engine, makeEngine } from './engine.js'
 import { addedToken, type TokenizerJson } from './json.js'
 
@@ -24,14 +25,18 @@ export class ClipTokenizer {
   }
 
   /**
-   * Reads a folder with vocab.json, merges.txt and, where there is one, tokenizer_config.json. `most` is how many ids the encoder
-   * takes. Throws ERR_IO or ERR_FORMAT naming the file.
+   * Reads a folder with vocab.json and merges.txt or, where those are missing, tokenizer.json; tokenizer_config.json names the special
+   * tokens. `most` is how many ids the encoder takes. Throws ERR_IO or ERR_FORMAT naming the file.
    */
   static async load(folder: string, most: number): Promise<ClipTokenizer> {
-    const vocab = await readVocabulary(join(folder, 'vocab.json'))
-    const merges = await readMerges(join(folder, 'merges.txt'))
     const settings = join(folder, 'tokenizer_config.json')
     const config = await readJson(settings)
+    const whole = join(folder, 'tokenizer.json')
+    const json =
+      existsSync(whole) && !existsSync(join(folder, 'vocab.json'))
+        ? asTokenizer(await readJson(whole), whole)
+        : undefined
+    const vocab = json ? vocabularyOf(json) : await readVocabulary(join(folder, 'vocab.json'))
     const special = (role: string, usual: string): [string, number] => {
       const token = contentOf(config[role]) ?? usual
       const id = vocab[token]
@@ -41,51 +46,12 @@ export class ClipTokenizer {
     }
     const [bos, eos] = [special('bos_token', '<|startoftext|>'), special('eos_token', '<|endoftext|>')]
     // Where no padding token is named, CLIP pads with the end token.
-    const pad = special('pad_token', eos[0])
+    const [pad, unk] = [special('pad_token', eos[0]), special('unk_token', eos[0])]
     const length = config['model_max_length'] ?? most
     if (typeof length !== 'number' || length < 2)
       throw new DeemError('ERR_FORMAT', `'${settings}': model_max_length must be at least 2 but is ${length}`)
-    const json: TokenizerJson = {
-      version: '1.0',
-      truncation: null,
-      padding: null,
-      added_tokens: [addedToken(...bos), addedToken(...eos)],
-      normalizer: {
-        type: 'Sequence',
-        normalizers: [
-          { type: 'NFC' },
-          { type: 'Replace', pattern: { Regex: '\\s+' }, content: ' ' },
-          { type: 'Lowercase' },
-        ],
-      },
-      pre_tokenizer: {
-        type: 'Sequence',
-        pretokenizers: [
-          { type: 'Split', pattern: { Regex: words }, behavior: 'Removed', invert: true },
-          { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true },
-        ],
-      },
-      post_processor: {
-        type: 'RobertaProcessing',
-        sep: eos,
-        cls: bos,
-        trim_offsets: false,
-        add_prefix_space: false,
-      },
-      decoder: { type: 'ByteLevel' },
-      model: {
-        type: 'BPE',
-        dropout: null,
-        unk_token: special('unk_token', eos[0])[0],
-        continuing_subword_prefix: '',
-        end_of_word_suffix: '</w>',
-        fuse_unk: false,
-        byte_fallback: false,
-        vocab,
-        merges,
-      },
-    }
-    return new ClipTokenizer(makeEngine(json, config), { pad: pad[1], end: eos[1] }, Math.min(length, most))
+    const full = json ?? clipJson(vocab, await readMerges(join(folder, 'merges.txt')), { bos, eos, pad, unk })
+    return new ClipTokenizer(makeEngine(full, config), { pad: pad[1], end: eos[1] }, Math.min(length, most))
   }
 
   /** Ids of a text between the start and the end id, padded to {@link length}. */
@@ -95,6 +61,66 @@ export class ClipTokenizer {
     const kept = ids as number[]
     if (kept.length > this.length) return [...kept.slice(0, this.length - 1), this.#end]
     return [...kept, ...new Array<number>(this.length - kept.length).fill(this.#pad)]
+  }
+}
+
+type Token = [content: string, id: number]
+
+/** The tokenizer.json that Hugging Face's converter of CLIP makes. */
+function clipJson(
+  vocab: Record<string, number>,
+  merges: [string, string][],
+  { bos, eos, pad, unk }: Record<'bos' | 'eos' | 'pad' | 'unk', Token>,
+): TokenizerJson {
+  // Stable Diffusion 2 pads with "!", which is then no longer punctuation.
+  const added = new Map<string, number>([bos, eos, pad, unk])
+  return {
+    version: '1.0',
+    truncation: null,
+    padding: null,
+    added_tokens: [...added].map((token) => addedToken(...token)),
+    normalizer: {
+      type: 'Sequence',
+      normalizers: [
+        { type: 'NFC' },
+        { type: 'Replace', pattern: { Regex: '\\s+' }, content: ' ' },
+        { type: 'Lowercase' },
+      ],
+    },
+    pre_tokenizer: {
+      type: 'Sequence',
+      pretokenizers: [
+        { type: 'Split', pattern: { Regex: words }, behavior: 'Removed', invert: true },
+        { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true },
+      ],
+    },
+    post_processor: { type: 'RobertaProcessing', sep: eos, cls: bos, trim_offsets: false, add_prefix_space: false },
+    decoder: { type: 'ByteLevel' },
+    model: {
+      type: 'BPE',
+      dropout: null,
+      unk_token: unk[0],
+      continuing_subword_prefix: '',
+      end_of_word_suffix: '</w>',
+      fuse_unk: false,
+      byte_fallback: false,
+      vocab,
+      merges,
+    },
+  }
+}
+
+function asTokenizer(json: JsonObject, path: string): TokenizerJson {
+  const { model, added_tokens: added } = json
+  if (!isJsonObject(model) || !isJsonObject(model['vocab']) || !Array.isArray(added))
+    throw new DeemError('ERR_FORMAT', `'${path}' lacks a vocabulary or its added tokens`)
+  return { ...json, truncation: null, padding: null } as unknown as TokenizerJson
+}
+
+function vocabularyOf({ model, added_tokens }: TokenizerJson): Record<string, number> {
+  return {
+    ...(model.vocab as Record<string, number>),
+    ...Object.fromEntries(added_tokens.map((t) => [t.content, t.id])),
   }
 }
 

@@ -64,8 +64,9 @@ export function planAssignment(model: Module, sources: readonly WeightSource[]):
             report.unexpected.push(tensor.name)
             continue
           }
-          const move = moveOf(tensor, target, source)
-          if (!move) report.misshapen.push({ name, shape: target.shape, stored: tensor.shape, dtype: tensor.dtype })
+          const shape = wantedShape(target, source)
+          const move = moveOf(tensor, target, shape)
+          if (!move) report.misshapen.push({ name, shape, stored: tensor.shape, dtype: tensor.dtype })
           else (filled.has(target.name) ? file.repeats : file.moves).push(move)
           filled.add(target.name)
         }
@@ -76,14 +77,17 @@ export function planAssignment(model: Module, sources: readonly WeightSource[]):
   return { files, report }
 }
 
-function moveOf(tensor: Stored, target: ParameterInfo, { naming, vocabulary }: WeightSource): Move | undefined {
+/** Shape in which a parameter is stored. */
+function wantedShape({ name, shape }: ParameterInfo, { naming, vocabulary }: WeightSource): number[] {
+  return vocabulary !== undefined && naming.leading?.(name) ? [vocabulary, ...shape.slice(1)] : shape
+}
+
+function moveOf(tensor: Stored, target: ParameterInfo, want: readonly number[]): Move | undefined {
   if (!['f32', 'f16', 'bf16'].includes(tensor.dtype)) return undefined
-  const want =
-    vocabulary !== undefined && naming.leading?.(target.name) ? [vocabulary, ...target.shape.slice(1)] : target.shape
   const move = { stored: tensor.name, target }
   if (`${tensor.shape}` === `${want}`) return move
   return mayBeConvolution(target.name) && `${tensor.shape}` === `${[...want, 1, 1]}`
-    ? { ...move, reshape: want }
+    ? { ...move, reshape: [...want] }
     : undefined
 }
 
