@@ -35,7 +35,8 @@ function wrapped({ tensors, metadata }: NativeFile): TensorFile {
 
 /**
  * Writes tensors by name, atomically: a failure leaves the old file as it was. `dtype` is that of the floating tensors in the file,
- * by default each one's own; they are cast one at a time. Throws ERR_IO, and ERR_VALUE for names that no file can hold.
+ * by default each one's own; they are cast one at a time. Throws ERR_IO; ERR_VALUE for names
+ * that no file can hold and for numbers beyond the range of the dtype.
  */
 export function writeTensors(
   path: string,

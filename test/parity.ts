@@ -179,6 +179,24 @@ for (const { name, kind, says, change } of damages)
       t.regex(stdout + stderr, says)
     }))
 
+test('a weight of a stored layout that is not the model’s fails its case alone', (t) =>
+  withCopy(
+    'hf_layout',
+    (dir) => {
+      for (const kind of ['model/deem_nano', 'tokenizer'])
+        cpSync(join(fixtures, kind), join(dir, '..', kind), { recursive: true })
+      return rewrite(join(dir, 'llama/model-00001-of-00002.safetensors'), (all) => {
+        all['model.layers.0.input_layernorm.weight'] = ops.full([64], 2, 'bf16')
+      })
+    },
+    (dir) => {
+      const { stdout } = parity(dir, '--json')
+      const failed = resultsOf(stdout).filter(({ ok }) => !ok)
+      t.is(failed.length, 1, stdout)
+      t.regex(failed[0]?.failures.join() ?? '', /mm_decoder\.layers\.0\.input_layernorm\.weight/)
+    },
+  ))
+
 test('an unknown kind fails and is named', (t) =>
   withCopy(
     'ops/linear',

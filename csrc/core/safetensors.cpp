@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -261,6 +262,31 @@ Tensor SafetensorsFile::tensor(const std::string& name) const {
   return p_->map->tensor(p_->data_at + e.begin, e.dtype, e.shape, {}, quoted(p_->path) + ": ");
 }
 
+// ---- other dtypes ------------------------------------------------------------------------------------------------------
+
+namespace {
+
+bool any_infinite(const Tensor& t) {
+  uint16_t infinity = t.dtype() == DType::f16 ? 0x7c00 : 0x7f80;
+  const auto* bits = static_cast<const uint16_t*>(t.raw());
+  bool found = false;
+  for (int64_t i = 0; i < t.numel(); i++) found |= (bits[i] & 0x7fff) == infinity;
+  return found;
+}
+
+}  // namespace
+
+Tensor cast_weights(const Tensor& t, DType to, const std::string& what) {
+  Tensor from = t.detach();
+  Tensor out = cast(from, to);
+  if (from.dtype() == to || (to != DType::f16 && to != DType::bf16) || !any_infinite(out)) return out;
+  Tensor wide = contiguous(cast(from, DType::f32)), back = cast(out, DType::f32);
+  for (int64_t i = 0; i < wide.numel(); i++)
+    check<ValueError>(std::isinf(wide.data<float>()[i]) || !std::isinf(back.data<float>()[i]), what, ": ",
+                      wide.data<float>()[i], " is beyond the range of ", to);
+  return out;
+}
+
 // ---- writing -----------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -333,7 +359,7 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
   file.write(header.data(), header.size());
   int64_t done = 0;
   for (const NamedTensor* t : order) {
-    Tensor flat = cast(t->tensor.detach(), stored_as(t->tensor, dtype));
+    Tensor flat = cast_weights(t->tensor, stored_as(t->tensor, dtype), "[write_safetensors] tensor " + quoted(t->name));
     if (!flat.is_contiguous()) flat = flat.clone();
     file.write(static_cast<const char*>(flat.raw()), flat.nbytes());
     report_progress(++done, int64_t(order.size()));

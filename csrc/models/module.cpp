@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/safetensors.h"
+
 namespace deem {
 
 // ---- parameters --------------------------------------------------------------------------------------------------------
@@ -59,7 +61,7 @@ void ParameterStore::assign(Parameter& p, const Tensor& published_value, bool le
                       v.shape());
   check<WeightsError>(is_float(v.dtype()), "parameter '", p.name, "' is floating but the weight given is ", v.dtype());
   if (p.conv) v = permute(v, {0, 2, 3, 1});
-  v = contiguous(cast(v, p.value.dtype()));
+  v = contiguous(cast_weights(v, p.value.dtype(), "parameter '" + p.name + "'"));
   std::copy_n(static_cast<const char*>(v.raw()), v.nbytes(), static_cast<char*>(p.value.raw()));
 }
 

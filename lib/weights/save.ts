@@ -1,4 +1,5 @@
 /** `saveDeem` and `convertFolder`: weights as others read them. */
+import { existsSync } from 'node:fs'
 import { cp, mkdir, readdir, realpath } from 'node:fs/promises'
 import { join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
@@ -31,9 +32,10 @@ const headBias = 'text_decoder.head.bias'
 
 /**
  * Writes a model's weights and their config.json under the names of the layout, in shards where they are large. Tensors go out one
- * at a time, cast on the way, so that no copy of the model is needed. Numbers beyond the range of f16 become infinite in it.
+ * at a time, cast on the way, so that no copy of the model is needed.
  *
- * Throws ERR_IO; ERR_WEIGHTS where the layout cannot hold what was trained: a LLaMA's head has no bias.
+ * Throws ERR_IO; ERR_VALUE for numbers beyond the range of the dtype; ERR_WEIGHTS where the layout cannot hold what was trained: a
+ * LLaMA's head has no bias.
  */
 export async function saveDeem(model: Deem, folder: string, options: SaveDeemOptions = {}): Promise<void> {
   using scope = new Scope()
@@ -130,6 +132,7 @@ function checkHeadBias(bias: Tensor | undefined, vocabulary: number): void {
 }
 
 async function copyCompanions(from: string, to: string, layout: WeightLayout): Promise<void> {
+  if ((await realOf(from)) === (await realOf(to)) && existsSync(from)) return
   try {
     const there = await readdir(from)
     // Links are followed: the caches of Hugging Face consist of them.

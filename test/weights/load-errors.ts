@@ -2,7 +2,18 @@
 import { cpSync, mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
-import { type DeemPieces, emptyCache, loadDeem, mapTensors, memory, ops, type Tensor, tensor, writeTensors } from 'deem'
+import {
+  type DeemPieces,
+  emptyCache,
+  loadDeem,
+  mapTensors,
+  memory,
+  ops,
+  resetPeakMemory,
+  type Tensor,
+  tensor,
+  writeTensors,
+} from 'deem'
 import {
   copyOf,
   editJson,
@@ -395,6 +406,24 @@ test.serial('memory is back after dispose', async (t) => {
   await collect()
   t.is(memory().current, current)
   emptyCache()
+})
+
+test.serial('loading takes the model and about one tensor more', async (t) => {
+  const folder = copyOf('deem')
+  await editWeights(folder, 'model', () => undefined)
+  for (const dtype of ['f32', 'bf16'] as const) {
+    await collect()
+    emptyCache()
+    const { current } = memory()
+    resetPeakMemory()
+    const { model } = await loadDeem(folder, { dtype })
+    const most = memory().peak
+    const held = memory().current
+    const largest = Math.max(...model.parameters().map(({ shape }) => shape.reduce((a, b) => a * b, 1))) * 4
+    // A convolution is laid out and cast.
+    t.true(most - held <= 3 * largest + 4096, `${most - held} over ${held - current}, largest ${largest}`)
+    model.dispose()
+  }
 })
 
 test('an empty folder is told from one without a config', async (t) => {

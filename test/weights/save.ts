@@ -328,6 +328,36 @@ test('files of tensors in another dtype: floating ones are cast, others stay', a
   t.is((await failure(writeTensors(file, { x }, { dtype: 'i64' }))).code, 'ERR_DTYPE')
 })
 
+test('numbers beyond the range of a dtype are refused, in files and in models', async (t) => {
+  const folder = emptyFolder()
+  mkdirSync(folder)
+  const file = join(folder, 'x.safetensors')
+  const error = await failure(writeTensors(file, { ok: tensor([1]), big: tensor([1, 65520]) }, { dtype: 'f16' }))
+  t.is(error.code, 'ERR_VALUE')
+  t.regex(error.message, /'big': 65520 is beyond the range of f16/)
+  t.false(existsSync(file))
+  // What is infinite already is no news, and the largest number is none.
+  await writeTensors(file, { x: tensor([Number.POSITIVE_INFINITY, Number.NaN, 65504]) }, { dtype: 'f16' })
+  await writeTensors(file, { x: tensor([1e38, 65520]) }, { dtype: 'bf16' })
+
+  const { model } = await loadDeem(layout('deem'))
+  const soi = model.read('soi_token').toFloat32()
+  soi[5] = -7e4
+  model.assign('soi_token', tensor(soi, [1, 64]))
+  t.regex((await failure(saveDeem(model, folder, { dtype: 'f16' }))).message, /'soi_token': -70000 is beyond/)
+  await saveDeem(model, folder)
+  const loading = await failure(loadDeem(folder, { dtype: 'f16' }))
+  t.is(loading.code, 'ERR_VALUE')
+  t.regex(loading.message, /'soi_token'/)
+})
+
+test('companions of the folder that is written to stay where they are', async (t) => {
+  const sd = copyOf('stable_diffusion')
+  const { model } = await loadDeem(layout('deem'))
+  await saveDeem(model, sd, { layout: 'stable-diffusion', companionsFrom: sd })
+  await t.notThrowsAsync(loadDeem({ config: wholeConfig(), stableDiffusion: sd }))
+})
+
 test('views of parameters are live; leading rows leave the others', async (t) => {
   const { model } = await loadDeem(layout('deem'))
   const name = 'mm_decoder.embed_tokens.weight'
