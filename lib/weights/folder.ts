@@ -38,7 +38,11 @@ export async function openWeights(
     if (index !== undefined) return openShards(path, index, call)
   }
   const wanted = stems.flatMap((stem) => [`${stem}.safetensors`, `${stem}.bin`])
-  throw new DeemError('ERR_IO', `'${path}' holds no weights: neither ${wanted.join(', ')} nor an index of shards`)
+  const others = names.filter((name) => /\.(?:safetensors|bin)$/.test(name))
+  throw new DeemError(
+    'ERR_IO',
+    `'${path}' holds no weights: neither ${wanted.join(', ')} nor an index of shards${others.length > 0 ? `, only ${others.slice(0, 5).join(', ')}` : ''}`,
+  )
 }
 
 /** Whether a folder lies there. Throws ERR_IO where nothing does. */

@@ -90,7 +90,7 @@ async function readLlama(folder: string, given: JsonObject, call: CallOptions) {
   const headless = !files.some((f) => f.tensors.some((t) => t.name === 'lm_head.weight'))
   const vocabulary = llm['vocab_size'] as number
   const tokens = given['special_token_dict'] as Record<string, number> | undefined
-  const tokenizer = await readTokenizer(folder, vocabulary, tokens?.['pad_token_id'] ?? stored['pad_token_id'])
+  const tokenizer = await readTokenizer(folder, vocabulary, tokens?.['pad_token_id'] ?? idOf(stored, 'pad_token_id'))
   const size = vocabulary + addedTokens.length
   const config: JsonObject = {
     llm,
@@ -127,12 +127,19 @@ function tokensOf(tokenizer: Tokenizer): JsonObject {
   }
 }
 
+/** An id of a config.json: some name several, of which the first counts; old LLaMAs say -1 for none. */
+function idOf(stored: JsonObject, key: string): number | undefined {
+  const value = stored[key]
+  const id: unknown = Array.isArray(value) ? value[0] : value
+  return typeof id === 'number' && id >= 0 ? id : undefined
+}
+
 /** Without a tokenizer: the ids the config names, and DEEM's tokens after the vocabulary. */
 function usualTokens(stored: JsonObject, vocabulary: number): JsonObject {
   return {
-    bos_token_id: stored['bos_token_id'] ?? 1,
-    eos_token_id: stored['eos_token_id'] ?? 2,
-    pad_token_id: stored['pad_token_id'] ?? 0,
+    bos_token_id: idOf(stored, 'bos_token_id') ?? 1,
+    eos_token_id: idOf(stored, 'eos_token_id') ?? 2,
+    pad_token_id: idOf(stored, 'pad_token_id') ?? 0,
     soi_token_id: vocabulary,
     image_token_id: vocabulary + 1,
     ...Object.fromEntries(Object.keys(tokenKeys).map((key, i) => [key, vocabulary + 2 + i])),

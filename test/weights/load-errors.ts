@@ -1,5 +1,5 @@
 // What loadDeem refuses: every error has its code and names the file; nothing stays in memory.
-import { cpSync, mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
+import { cpSync, mkdirSync, renameSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import test from 'ava'
 import {
@@ -91,6 +91,12 @@ const cases: Record<string, Refusal> = {
     change: remove('pytorch_model.bin'),
     code: 'ERR_IO',
     says: /holds no weights.*model\.safetensors/,
+  },
+  'weights by another name': {
+    of: 'deem',
+    change: (folder) => renameSync(join(folder, 'pytorch_model.bin'), join(folder, 'pytorch_model.fp16.bin')),
+    code: 'ERR_IO',
+    says: /holds no weights.*only pytorch_model\.fp16\.bin$/,
   },
   'weights cut short': {
     of: 'deem',

@@ -212,6 +212,17 @@ test('configurations of newer libraries: what changes nothing is taken, what wou
   })
 })
 
+test('ids as old and new LLaMAs name them: -1 for none, lists of stops', async (t) => {
+  const { special_token_dict: _tokens, ...config } = wholeConfig()
+  for (const name of ['llama', 'llama_bin_fp16']) {
+    const llama = copyOf(name)
+    editJson(join(llama, 'config.json'), (c) => ({ ...c, pad_token_id: -1, eos_token_id: [2, 7] }))
+    const { config: built } = await loadDeem({ llama, config })
+    const { eos_token_id, pad_token_id } = built['special_token_dict'] as Json
+    t.deepEqual([eos_token_id, pad_token_id], [2, 0], name)
+  }
+})
+
 test('open_clip as a safetensors file named by itself', async (t) => {
   const folder = emptyFolder()
   cpSync(layout('open_clip'), folder, { recursive: true })
