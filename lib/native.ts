@@ -6,10 +6,10 @@ import { fileURLToPath } from 'node:url'
 import load from 'node-gyp-build'
 import { DeemError, type ErrorCode } from './errors.js'
 
-const dtypes = ['f32', 'bf16', 'f16', 'i64', 'i32', 'u8'] as const
-export type DType = (typeof dtypes)[number]
+export type DType = 'f32' | 'bf16' | 'f16' | 'i64' | 'i32' | 'u8'
+const dtypes: readonly string[] = ['f32', 'bf16', 'f16', 'i64', 'i32', 'u8'] satisfies DType[]
 export function isDType(name: string): name is DType {
-  return (dtypes as readonly string[]).includes(name)
+  return dtypes.includes(name)
 }
 export type TypedArray = Float32Array | Uint16Array | BigInt64Array | Int32Array | Uint8Array
 

@@ -5,7 +5,8 @@ import { type CallOptions, run } from './task.js'
 
 export type { DType, TypedArray } from './native.js'
 
-type Nested = number | bigint | boolean | readonly Nested[]
+/** Numbers in nested lists, the outermost axis first. */
+export type Nested = number | bigint | boolean | readonly Nested[]
 
 /**
  * A handle to an array in the engine's memory. Feature maps are `[N, H, W, C]`, tokens are rows.
