@@ -121,6 +121,17 @@ export function backward(
 /**
  * Makes a tensor from a typed array and a shape, or from nested arrays of numbers.
  * The dtype follows the typed array (f32, i64, i32, u8); numbers become f32 unless said otherwise. The data is copied.
+ *
+ * @example
+ * ```ts
+ * import { backward, ops, tensor } from 'deem'
+ *
+ * using x = tensor([[1, 2, 3], [4, 5, 6]])
+ * x.requiresGrad = true
+ * using y = ops.sum(ops.mul(x, x), [0, 1], false)
+ * await backward([y])
+ * console.log(x.grad?.toFloat32()) // 2 x
+ * ```
  */
 export function tensor(data: TypedArray | Nested, shape?: readonly number[], dtype?: DType): Tensor {
   if (ArrayBuffer.isView(data)) {

@@ -10,6 +10,7 @@ import { Scope } from '../scope.js'
 import type { CallOptions } from '../task.js'
 import type { Tokenizer } from '../tokenizer/index.js'
 import { assignPlan, isClean, planAssignment, type WeightsReport, weightsError } from './assign.js'
+import { bundledFolder } from './bundled.js'
 import { deemConfig } from './configs.js'
 import { isFolder, openWeights } from './folder.js'
 import { deemNames } from './names.js'
@@ -58,7 +59,7 @@ export async function loadDeem(source: string | DeemPieces, options: LoadDeemOpt
   using scope = new Scope()
   const assembly =
     typeof source === 'string'
-      ? await readFolder(source, call)
+      ? await readFolder(bundledFolder(source) ?? source, call)
       : await assemble(parseConfig(pieceKeys, source, 'source') as DeemPieces, call)
   const { config, sources, tokenizer, negativePrompt: start } = assembly
   if (start) scope.keep(start)
