@@ -57,6 +57,15 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool t
 // x [..., I], weight [O, I], bias [O] -> act(x weight^T + bias) [..., O]
 Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias = {}, Activation act = Activation::none);
 
+// ---- quantized_linear.cpp: a weight of 8 or 4 bits a number, in groups of 32, 64 or 128 along its columns --------------
+// weight [O, I] -> u8 [O, row bytes]: codes, f16 scales, and f16 offsets unless symmetric. Throws ValueError for what is not finite.
+Tensor quantize(const Tensor& weight, int64_t bits, int64_t group, bool symmetric);
+Tensor dequantize(const Tensor& packed, int64_t cols, int64_t bits, int64_t group, bool symmetric);  // f32 [O, cols]
+// x [..., I] times the packed weight, + bias -> [..., O]; gradients of x and bias
+Tensor quantized_linear(const Tensor& x, const Tensor& packed, int64_t bits, int64_t group, bool symmetric,
+                        const MaybeTensor& bias = {});
+Tensor quantized_linear(const Tensor& x, const QuantizedWeight& weight, const MaybeTensor& bias);
+
 // ---- conv.cpp ----------------------------------------------------------------------------------------------------------
 struct Conv2dOptions {
   int64_t stride = 1;

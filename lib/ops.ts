@@ -72,6 +72,22 @@ export interface Ops {
   norm(x: Tensor): number
   matmul(a: Tensor, b: Tensor, transposeA: boolean, transposeB: boolean): Tensor
   linear(x: Tensor, weight: Tensor, bias: Tensor | null, activation: Activation): Tensor
+  /**
+   * `[out, in]` in 8 or 4 bits a number, in groups of 32, 64 or 128 numbers of a row that share an f16 scale (and an f16 offset unless
+   * symmetric): u8 `[out, row bytes]`. Rounds to nearest. Throws ERR_VALUE for numbers that are not finite.
+   */
+  quantize(weight: Tensor, bits: number, group: number, symmetric: boolean): Tensor
+  /** The numbers of a quantised weight of `cols` columns, f32 `[out, cols]`. */
+  dequantize(packed: Tensor, cols: number, bits: number, group: number, symmetric: boolean): Tensor
+  /** `linear` with a quantised weight; x in any floating dtype. Gradients of x and bias. */
+  quantizedLinear(
+    x: Tensor,
+    packed: Tensor,
+    bits: number,
+    group: number,
+    symmetric: boolean,
+    bias: Tensor | null,
+  ): Tensor
   conv2d(x: Tensor, weight: Tensor, bias: Tensor | null, options: Conv2dOptions): Tensor
   layerNorm(x: Tensor, weight: Tensor, bias: Tensor, eps: number): Tensor
   rmsNorm(x: Tensor, weight: Tensor, eps: number): Tensor

@@ -69,6 +69,20 @@ Tensor Tensor::from_storage(std::shared_ptr<Storage> storage, const Shape& shape
   return Tensor(std::move(impl));
 }
 
+Tensor Tensor::from_quantized(std::shared_ptr<const QuantizedWeight> weight, const Shape& shape, DType dtype) {
+  auto impl = std::make_shared<TensorImpl>();
+  impl->storage = std::make_shared<Storage>(0, Device::cpu);
+  impl->shape = shape;
+  impl->strides = shape.contiguous_strides();
+  impl->dtype = dtype;
+  impl->quantized = std::move(weight);
+  return Tensor(std::move(impl));
+}
+
+void throw_quantized() {
+  throw DTypeError("this weight lies in few bits: linear() takes it, and nothing else reads or writes its numbers");
+}
+
 bool Tensor::is_contiguous() const {
   int64_t step = 1;
   for (int i = ndim() - 1; i >= 0; i--) {
@@ -92,6 +106,7 @@ double Tensor::item() const {
 }
 
 Tensor Tensor::view(const Shape& shape, const Shape& strides, int64_t offset) const {
+  if (p_->quantized) throw_quantized();
   auto impl = std::make_shared<TensorImpl>();
   impl->storage = p_->storage;
   impl->offset = p_->offset + offset;
@@ -132,6 +147,7 @@ Tensor Tensor::clone() const {
 }
 
 void Tensor::set_requires_grad(bool on) const {
+  if (on && p_->quantized) throw_quantized();
   check<DTypeError>(!on || is_float(dtype()), "only floating tensors can require a gradient but this one is ", dtype());
   check<ValueError>(!on || !p_->node, "requires_grad can be set on leaves only, not on the result of an operation");
   p_->requires_grad = on;

@@ -29,7 +29,9 @@ struct Storage {
   Storage& operator=(const Storage&) = delete;
 };
 
-struct Node;  // one recorded operation, see autograd.h
+struct Node;             // one recorded operation, see autograd.h
+struct QuantizedWeight;  // a weight in few bits, see ops/quantized_linear.h
+[[noreturn]] void throw_quantized();
 
 struct TensorImpl {
   std::shared_ptr<Storage> storage;
@@ -39,6 +41,8 @@ struct TensorImpl {
   bool requires_grad = false;        // a leaf whose gradient is wanted
   std::shared_ptr<Node> node;        // what made this tensor, when it is tracked
   std::shared_ptr<TensorImpl> grad;  // leaves only
+  // Set for a weight in few bits: shape and dtype are those of the weight it stands for, and there are no elements.
+  std::shared_ptr<const QuantizedWeight> quantized;
 };
 
 class Tensor {
@@ -53,6 +57,7 @@ class Tensor {
   template <class T>
   static Tensor from(const Shape& shape, std::span<const T> values);  // copies; throws ShapeError on a wrong count
   static Tensor from_storage(std::shared_ptr<Storage> storage, const Shape& shape, DType dtype);
+  static Tensor from_quantized(std::shared_ptr<const QuantizedWeight> weight, const Shape& shape, DType dtype);
 
   bool defined() const { return p_ != nullptr; }
   explicit operator bool() const { return defined(); }
@@ -69,7 +74,10 @@ class Tensor {
   Device device() const { return p_->storage->device; }
   bool is_contiguous() const;
 
-  void* raw() const { return static_cast<char*>(p_->storage->data) + p_->offset * int64_t(size_of(p_->dtype)); }
+  void* raw() const {  // throws DTypeError for a weight in few bits
+    if (p_->quantized) throw_quantized();
+    return static_cast<char*>(p_->storage->data) + p_->offset * int64_t(size_of(p_->dtype));
+  }
   template <class T>
   T* data() const;  // throws DTypeError where T is not the tensor's type
   template <class T>

@@ -128,9 +128,9 @@ typename Primitive::primitive_desc describe(const dnnl::primitive_attr& attr, co
 }  // namespace
 
 void gemm(const Gemm& g) {
-  Key key{kGemm,          g.batch,        g.a.rows,          g.a.cols,         g.b.cols,
-          g.a.row_stride, g.a.col_stride, g.b.row_stride,    g.b.col_stride,   g.a_step,
-          g.b_step,       g.c_step,       g.bias != nullptr, int64_t(g.dtype), int64_t(g.c_dtype)};
+  Key key{kGemm,          g.batch,           g.a.rows,         g.a.cols,          g.b.cols, g.a.row_stride,
+          g.a.col_stride, g.b.row_stride,    g.b.col_stride,   g.a_step,          g.b_step, g.c_step,
+          g.c_row_stride, g.bias != nullptr, int64_t(g.dtype), int64_t(g.c_dtype)};
   Built& p = built(std::move(key), [&](Built& p) {
     bool batched = g.batch > 1;
     auto dims = [&](int64_t r, int64_t c) { return batched ? Dims{g.batch, r, c} : Dims{r, c}; };
@@ -138,7 +138,7 @@ void gemm(const Gemm& g) {
     auto t = type_of(g.dtype);
     memory::desc a(dims(g.a.rows, g.a.cols), t, strides(g.a_step, g.a.row_stride, g.a.col_stride));
     memory::desc b(dims(g.b.rows, g.b.cols), t, strides(g.b_step, g.b.row_stride, g.b.col_stride));
-    memory::desc c(dims(g.a.rows, g.b.cols), type_of(g.c_dtype), strides(g.c_step, g.b.cols, 1));
+    memory::desc c(dims(g.a.rows, g.b.cols), type_of(g.c_dtype), strides(g.c_step, g.c_row_stride, 1));
     dnnl::primitive_attr attr;
     if (g.bias) {
       memory::desc bias(batched ? Dims{1, 1, g.b.cols} : Dims{1, g.b.cols}, t,

@@ -13,12 +13,12 @@ struct Matrix {
   int64_t rows, cols, row_stride, col_stride;
 };
 
-// c = a b + bias, `batch` times with the given element steps between items; c is contiguous rows x cols.
+// c = a b + bias, `batch` times with the given element steps between items; c is rows x cols, its rows c_row_stride apart.
 // a, b and bias share `dtype` (f32 or bf16), c has `c_dtype`.
 struct Gemm {
   int64_t batch;
   Matrix a, b;
-  int64_t a_step, b_step, c_step;
+  int64_t a_step, b_step, c_step, c_row_stride;
   const void* bias;  // [cols] or null
   void* c;
   DType dtype, c_dtype;

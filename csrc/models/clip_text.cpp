@@ -69,8 +69,8 @@ namespace {
 
 class ClipTextModel : public Model {
  public:
-  ClipTextModel(const Json& config, uint64_t seed, DType dtype)
-      : Model(seed, dtype), encoder_(Scope(params), ClipTextConfig::read(Config(config, "clip_text"))) {}
+  ClipTextModel(const Json& config, const BuildOptions& build)
+      : Model(build), encoder_(Scope(params), ClipTextConfig::read(Config(config, "clip_text"))) {}
 
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
     if (method != "forward") unknown_method("clip_text", method);
@@ -84,8 +84,8 @@ class ClipTextModel : public Model {
 
 }  // namespace
 
-static const RegisterModel r{"clip_text", [](const Json& config, uint64_t seed, DType dtype) -> std::unique_ptr<Model> {
-                               return std::make_unique<ClipTextModel>(config, seed, dtype);
+static const RegisterModel r{"clip_text", [](const Json& config, const BuildOptions& build) -> std::unique_ptr<Model> {
+                               return std::make_unique<ClipTextModel>(config, build);
                              }};
 
 }  // namespace deem

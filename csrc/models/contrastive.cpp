@@ -15,7 +15,7 @@ struct Contrastive : Model {
   Linear image_projection;
   Tensor word_embedding, logit_scale;
 
-  Contrastive(const Json& config, uint64_t seed, DType dtype) : Model(seed, dtype) {
+  Contrastive(const Json& config, const BuildOptions& build) : Model(build) {
     Config c(config, "contrastive");
     int64_t features = c.positive("feature_dim"), words = c.positive("vocab_size"), width = c.positive("embed_dim");
     pad = c.integer("pad_token_id");
@@ -47,8 +47,8 @@ struct Contrastive : Model {
   }
 };
 
-std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
-  return std::make_unique<Contrastive>(config, seed, dtype);
+std::unique_ptr<Model> make(const Json& config, const BuildOptions& build) {
+  return std::make_unique<Contrastive>(config, build);
 }
 const RegisterModel r{"contrastive", make};
 

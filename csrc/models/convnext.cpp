@@ -104,8 +104,8 @@ namespace {
 
 struct ConvNextModel : Model {
   ConvNext net;
-  ConvNextModel(const Json& config, uint64_t seed, DType dtype)
-      : Model(seed, dtype), net(Scope(params), ConvNextConfig::read(Config(config, "convnext"))) {}
+  ConvNextModel(const Json& config, const BuildOptions& build)
+      : Model(build), net(Scope(params), ConvNextConfig::read(Config(config, "convnext"))) {}
 
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
     if (method != "forward") unknown_method("convnext", method);
@@ -119,8 +119,8 @@ struct ConvNextModel : Model {
   }
 };
 
-std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
-  return std::make_unique<ConvNextModel>(config, seed, dtype);
+std::unique_ptr<Model> make(const Json& config, const BuildOptions& build) {
+  return std::make_unique<ConvNextModel>(config, build);
 }
 const RegisterModel r{"convnext", make};
 

@@ -99,8 +99,8 @@ Tensors masked_maps(const Seen& seen, const Tensor& mask) {
   return maps;
 }
 
-Deem::Deem(const Json& config, uint64_t seed, DType dtype)
-    : Model(seed, dtype),
+Deem::Deem(const Json& config, const BuildOptions& build)
+    : Model(build),
       c_(DeemConfig::read(config)),
       visual_(Scope(params) / "visual_tokenizer", c_),
       llm_(Scope(params) / "mm_decoder",

@@ -87,7 +87,7 @@ Tensors masked_maps(const Seen& seen, const Tensor& mask);
 
 class Deem : public Model {
  public:
-  Deem(const Json& config, uint64_t seed, DType dtype);
+  Deem(const Json& config, const BuildOptions& build);
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override;
   std::unique_ptr<Model> open(const std::string& kind, const TensorMap& inputs, const Json& options,
                               const std::shared_ptr<Model>& self) override;

@@ -106,8 +106,8 @@ std::unique_ptr<Model> Deem::open(const std::string& kind, const TensorMap& inpu
   throw ValueError("deem has no sessions of kind '" + kind + "', known are text, picture, reconstruction");
 }
 
-static std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
-  return std::make_unique<Deem>(config, seed, dtype);
+static std::unique_ptr<Model> make(const Json& config, const BuildOptions& build) {
+  return std::make_unique<Deem>(config, build);
 }
 static const RegisterModel r{"deem", make};
 

@@ -228,8 +228,8 @@ namespace {
 
 class LlamaModel : public Model {
  public:
-  LlamaModel(const Json& config, uint64_t seed, DType dtype)
-      : Model(seed, dtype), llama_(Scope(params), LlamaConfig::read(Config(config, "llama"))) {}
+  LlamaModel(const Json& config, const BuildOptions& build)
+      : Model(build), llama_(Scope(params), LlamaConfig::read(Config(config, "llama"))) {}
 
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
     if (method == "forward") return forward(inputs, options);
@@ -283,8 +283,8 @@ class LlamaModel : public Model {
 
 }  // namespace
 
-static const RegisterModel r{"llama", [](const Json& config, uint64_t seed, DType dtype) -> std::unique_ptr<Model> {
-                               return std::make_unique<LlamaModel>(config, seed, dtype);
+static const RegisterModel r{"llama", [](const Json& config, const BuildOptions& build) -> std::unique_ptr<Model> {
+                               return std::make_unique<LlamaModel>(config, build);
                              }};
 
 }  // namespace deem

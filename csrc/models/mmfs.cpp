@@ -118,8 +118,8 @@ namespace {
 
 class MmfsModel : public Model {
  public:
-  MmfsModel(const Json& config, uint64_t seed, DType dtype)
-      : Model(seed, dtype), mmfs_(Scope(params), MmfsConfig::read(Config(config, "mmfs"))) {}
+  MmfsModel(const Json& config, const BuildOptions& build)
+      : Model(build), mmfs_(Scope(params), MmfsConfig::read(Config(config, "mmfs"))) {}
 
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
     if (method != "forward") unknown_method("mmfs", method);
@@ -136,8 +136,8 @@ class MmfsModel : public Model {
 
 }  // namespace
 
-static const RegisterModel r{"mmfs", [](const Json& config, uint64_t seed, DType dtype) -> std::unique_ptr<Model> {
-                               return std::make_unique<MmfsModel>(config, seed, dtype);
+static const RegisterModel r{"mmfs", [](const Json& config, const BuildOptions& build) -> std::unique_ptr<Model> {
+                               return std::make_unique<MmfsModel>(config, build);
                              }};
 
 }  // namespace deem

@@ -9,25 +9,80 @@ namespace deem {
 
 // ---- parameters --------------------------------------------------------------------------------------------------------
 
-Tensor ParameterStore::add(const std::string& name, const Shape& shape, const Init& init, bool conv, bool norm,
-                           bool buffer) {
+Quantization Quantization::read(const Json& json) {
+  Config c(json, "quantization");
+  Quantization q;
+  q.format.bits = c.integer("bits");
+  q.format.group = c.integer("group", 32);
+  q.format.symmetric = c.boolean("symmetric", true);
+  q.include = c.strings("include", std::vector<std::string>{"*.self_attn.*_proj.weight", "*.mlp.*_proj.weight"});
+  c.finish();
+  q.format.validate();
+  return q;
+}
+
+// Greedy with one step back: * may stand for anything, also for nothing.
+static bool matches(std::string_view pattern, std::string_view name) {
+  size_t p = 0, n = 0, star = std::string_view::npos, resume = 0;
+  while (n < name.size()) {
+    if (p < pattern.size() && pattern[p] == '*') star = p++, resume = n;
+    else if (p < pattern.size() && pattern[p] == name[n]) p++, n++;
+    else if (star != std::string_view::npos) p = star + 1, n = ++resume;
+    else return false;
+  }
+  while (p < pattern.size() && pattern[p] == '*') p++;
+  return p == pattern.size();
+}
+
+bool Quantization::covers(const std::string& name) const {
+  return std::any_of(include.begin(), include.end(), [&](const std::string& p) { return matches(p, name); });
+}
+
+Tensor ParameterStore::add(const std::string& name, const Shape& shape, const Init& init, Role role) {
   check<ConfigError>(!index_.contains(name), "parameter '", name, "' is registered twice");
   uint64_t stream = list_.size();
   Tensor t;
   switch (init.kind) {
     case Init::Kind::constant: t = Tensor::full(shape, init.a); break;
-    case Init::Kind::normal: t = mul_scalar(randn(shape, int64_t(seed_), int64_t(stream)), init.a); break;
+    case Init::Kind::normal: t = mul_scalar(randn(shape, int64_t(build_.seed), int64_t(stream)), init.a); break;
     case Init::Kind::uniform:
-      t = mul_scalar(add_scalar(rand(shape, int64_t(seed_), int64_t(stream)), -0.5), 2 * init.a);
+      t = mul_scalar(add_scalar(rand(shape, int64_t(build_.seed), int64_t(stream)), -0.5), 2 * init.a);
       break;
     case Init::Kind::table: t = init.table(); break;
   }
   check<ShapeError>(t.shape() == shape, "parameter '", name, "' starts with shape ", t.shape(), " instead of ", shape);
-  t = cast(t, dtype_);
-  if (!buffer) t.set_requires_grad(true);
+  if (role == Role::linear && build_.quantization.covers(name)) {
+    QuantFormat format = build_.quantization.format;
+    format.cols = shape[1];
+    Tensor codes = quantize(t, format.bits, format.group, format.symmetric);
+    Tensor stand_in = Tensor::from_quantized(std::make_shared<QuantizedWeight>(codes, format), shape, dtype());
+    std::string stored = name + "." + format.suffix();
+    index_[stored] = list_.size();
+    list_.push_back({stored, codes, false, false, true, stand_in});
+    return stand_in;
+  }
+  t = cast(t, dtype());
+  if (role != Role::buffer) t.set_requires_grad(true);
   index_[name] = list_.size();
-  list_.push_back({name, t, conv, norm, buffer});
+  list_.push_back({name, t, role == Role::conv, role == Role::norm, role == Role::buffer});
   return t;
+}
+
+Parameter* ParameterStore::find_quantized(const std::string& name) {
+  QuantFormat format = build_.quantization.format;
+  Parameter* p = build_.quantization.covers(name) ? find(name + "." + format.suffix()) : nullptr;
+  return p && p->quantized ? p : nullptr;
+}
+
+void ParameterStore::check_quantization() const {
+  const auto& include = build_.quantization.include;
+  for (const std::string& pattern : include)
+    check<ConfigError>(std::any_of(list_.begin(), list_.end(),
+                                   [&](const Parameter& p) {
+                                     return p.quantized &&
+                                            matches(pattern + "." + build_.quantization.format.suffix(), p.name);
+                                   }),
+                       "config 'quantization.include': no weight of a linear layer is called '", pattern, "'");
 }
 
 void ParameterStore::alias(const std::string& name, const std::string& target) {
@@ -53,12 +108,29 @@ Tensor ParameterStore::published(const Parameter& p, const Tensor& t) {
   return p.conv ? permute(t.detach(), {0, 3, 1, 2}) : t.detach();
 }
 
-void ParameterStore::assign(Parameter& p, const Tensor& published_value, bool leading) {
+void ParameterStore::assign(const std::string& name, const Tensor& published_value, bool leading) {
   Tensor v = published_value.detach();
+  if (Parameter* q = find_quantized(name)) {
+    const QuantFormat& f = q->quantized.impl()->quantized->format;
+    check<WeightsError>(v.shape() == q->quantized.shape(), "parameter '", name, "' has shape ", q->quantized.shape(),
+                        " but the weight given has ", v.shape());
+    check<WeightsError>(is_float(v.dtype()), "parameter '", name, "' is floating but the weight given is ", v.dtype());
+    Tensor codes = quantize(v, f.bits, f.group, f.symmetric);
+    std::copy_n(codes.data<uint8_t>(), codes.nbytes(), q->value.data<uint8_t>());
+    return;
+  }
+  Parameter& p = at(name);
   Shape want = published(p, p.value).shape();
   if (leading && want.size() > 0 && v.ndim() > 0 && v.size(0) < want[0]) want[0] = v.size(0);
   check<WeightsError>(v.shape() == want, "parameter '", p.name, "' has shape ", want, " but the weight given has ",
                       v.shape());
+  if (p.quantized) {
+    check<WeightsError>(v.dtype() == DType::u8, "parameter '", p.name, "' holds codes, u8, but the weight given is ",
+                        v.dtype());
+    v = contiguous(v);
+    std::copy_n(v.data<uint8_t>(), v.nbytes(), p.value.data<uint8_t>());
+    return;
+  }
   check<WeightsError>(is_float(v.dtype()), "parameter '", p.name, "' is floating but the weight given is ", v.dtype());
   if (p.conv) v = permute(v, {0, 2, 3, 1});
   v = contiguous(cast_weights(v, p.value.dtype(), "parameter '" + p.name + "'"));
@@ -72,7 +144,7 @@ Linear::Linear(const Scope& s, int64_t in, int64_t out, bool with_bias)
              Init::uniform(1 / std::sqrt(double(in)))) {}
 
 Linear::Linear(const Scope& s, int64_t in, int64_t out, bool with_bias, const Init& weight_init, const Init& bias_init)
-    : weight(s.param("weight", {out, in}, weight_init)) {
+    : weight(s.linear_weight("weight", {out, in}, weight_init)) {
   if (with_bias) bias = s.param("bias", {out}, bias_init);
 }
 
@@ -248,7 +320,7 @@ std::map<std::string, ModelFactory>& model_registry() {
   return *registry;
 }
 
-std::unique_ptr<Model> create_model(const std::string& kind, const Json& config, uint64_t seed, DType dtype) {
+std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype) {
   auto it = model_registry().find(kind);
   if (it == model_registry().end()) {
     std::vector<std::string> known;
@@ -256,7 +328,14 @@ std::unique_ptr<Model> create_model(const std::string& kind, const Json& config,
     throw ConfigError("unknown model '" + kind + "'; the nearest known one is '" + nearest_name(kind, known) + "'");
   }
   check<DTypeError>(is_float(dtype), "a model's dtype must be floating but is ", dtype);
-  return it->second(config, seed, dtype);
+  BuildOptions build{seed, dtype};
+  if (config.is_object() && config.contains("quantization")) {
+    if (!config["quantization"].is_null()) build.quantization = Quantization::read(config["quantization"]);
+    config.erase("quantization");
+  }
+  auto model = it->second(config, build);
+  model->params.check_quantization();
+  return model;
 }
 
 }  // namespace deem

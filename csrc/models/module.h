@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "ops/quantized_linear.h"
 
 namespace deem {
 
@@ -38,14 +39,34 @@ struct Parameter {
   bool conv = false;
   bool norm = false;    // sits directly in a LayerNorm: never decayed
   bool buffer = false;  // saved, never trained
+  // Of a linear weight in few bits: the weight it stands for, which has no numbers of its own. The value holds its codes.
+  Tensor quantized = {};
+};
+
+// Which weights of linear layers lie in few bits: those whose name matches one of the patterns, in which * stands for anything.
+struct Quantization {
+  QuantFormat format;
+  std::vector<std::string> include;              // none: nothing
+  static Quantization read(const Json& config);  // {bits, group, symmetric, include}; throws ConfigError
+  bool covers(const std::string& name) const;
+};
+
+// What a model is built with beside its configuration.
+struct BuildOptions {
+  uint64_t seed = 0;
+  DType dtype = DType::f32;
+  Quantization quantization = {};
 };
 
 // All parameters of one model, in the order of their creation. Owned by the model and its root scope.
 class ParameterStore {
  public:
-  ParameterStore(uint64_t seed, DType dtype) : seed_(seed), dtype_(dtype) {}
+  enum class Role { plain, linear, conv, norm, buffer };
 
-  Tensor add(const std::string& name, const Shape& shape, const Init& init, bool conv, bool norm, bool buffer);
+  explicit ParameterStore(const BuildOptions& build) : build_(build) {}
+
+  // A linear weight may be chosen to lie in few bits: then its codes are the parameter, under the name with their format.
+  Tensor add(const std::string& name, const Shape& shape, const Init& init, Role role);
   void alias(const std::string& name, const std::string& target);  // a second published name of one tensor
 
   std::vector<Parameter>& list() { return list_; }
@@ -55,14 +76,17 @@ class ParameterStore {
 
   // Value or gradient in the published layout (OIHW): the same memory, strided for convolution weights.
   static Tensor published(const Parameter& p, const Tensor& t);
-  // Any floating dtype; throws WeightsError on a wrong shape. leading: the value may be the first rows only, the others stay.
-  void assign(Parameter& p, const Tensor& published_value, bool leading = false);
+  // Any floating dtype; throws WeightsError on a wrong shape. leading: the value may be the first rows only, the others stay. A weight in
+  // few bits takes floats under its own name, and its codes under theirs.
+  void assign(const std::string& name, const Tensor& published_value, bool leading = false);
+  // The parameter that holds the codes of a weight; null where there is none of that name in few bits.
+  Parameter* find_quantized(const std::string& name);
 
-  DType dtype() const { return dtype_; }
+  DType dtype() const { return build_.dtype; }
+  void check_quantization() const;  // throws ConfigError for a pattern that matched nothing
 
  private:
-  uint64_t seed_;
-  DType dtype_;
+  BuildOptions build_;
   std::vector<Parameter> list_;
   std::unordered_map<std::string, size_t> index_;
   std::vector<std::pair<std::string, std::string>> aliases_;
@@ -76,16 +100,19 @@ class Scope {
   Scope operator/(int64_t index) const { return *this / std::to_string(index); }
 
   Tensor param(const std::string& name, const Shape& shape, const Init& init) const {
-    return store_->add(path(name), shape, init, false, false, false);
+    return store_->add(path(name), shape, init, ParameterStore::Role::plain);
+  }
+  Tensor linear_weight(const std::string& name, const Shape& oi, const Init& init) const {
+    return store_->add(path(name), oi, init, ParameterStore::Role::linear);
   }
   Tensor conv_weight(const std::string& name, const Shape& ohwi, const Init& init) const {
-    return store_->add(path(name), ohwi, init, true, false, false);
+    return store_->add(path(name), ohwi, init, ParameterStore::Role::conv);
   }
   Tensor norm_param(const std::string& name, const Shape& shape, const Init& init) const {
-    return store_->add(path(name), shape, init, false, true, false);
+    return store_->add(path(name), shape, init, ParameterStore::Role::norm);
   }
   Tensor buffer(const std::string& name, const Shape& shape, const Init& init) const {
-    return store_->add(path(name), shape, init, false, false, true);
+    return store_->add(path(name), shape, init, ParameterStore::Role::buffer);
   }
   std::string path(const std::string& name) const { return prefix_.empty() ? name : prefix_ + "." + name; }
   ParameterStore& store() const { return *store_; }
@@ -186,7 +213,7 @@ std::string nearest_name(const std::string& name, const std::vector<std::string>
 // A model as JavaScript sees it: named tensors in, named tensors out.
 struct Model {
   ParameterStore params;
-  Model(uint64_t seed, DType dtype) : params(seed, dtype) {}
+  explicit Model(const BuildOptions& build) : params(build) {}
   virtual ~Model() = default;
   // Throws ValueError for unknown methods and missing tensors. Runs with gradients on or off as the caller set them.
   virtual TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) = 0;
@@ -201,14 +228,15 @@ const Tensor& input(const TensorMap& inputs, const std::string& name);
 MaybeTensor optional_input(const TensorMap& inputs, const std::string& name);
 [[noreturn]] void unknown_method(const std::string& model, const std::string& method);
 
-using ModelFactory = std::unique_ptr<Model> (*)(const Json& config, uint64_t seed, DType dtype);
+using ModelFactory = std::unique_ptr<Model> (*)(const Json& config, const BuildOptions& build);
 std::map<std::string, ModelFactory>& model_registry();
 
 // static const RegisterModel r{"vae", make_vae};  last line of the model's file
 struct RegisterModel {
   RegisterModel(const char* name, ModelFactory make) { model_registry()[name] = make; }
 };
-// Throws ConfigError for an unknown kind. `trainable` starts true for every floating parameter that is no buffer.
-std::unique_ptr<Model> create_model(const std::string& kind, const Json& config, uint64_t seed, DType dtype);
+// Throws ConfigError for an unknown kind. `trainable` starts true for every floating parameter that is no buffer. The key `quantization` of
+// any model's configuration says which weights lie in few bits.
+std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype);
 
 }  // namespace deem

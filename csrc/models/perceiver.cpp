@@ -120,8 +120,8 @@ namespace {
 
 class PerceiverModel : public Model {
  public:
-  PerceiverModel(const Json& config, uint64_t seed, DType dtype)
-      : Model(seed, dtype), perceiver_(Scope(params), PerceiverConfig::read(Config(config, "perceiver"))) {}
+  PerceiverModel(const Json& config, const BuildOptions& build)
+      : Model(build), perceiver_(Scope(params), PerceiverConfig::read(Config(config, "perceiver"))) {}
 
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
     if (method != "forward") unknown_method("perceiver", method);
@@ -137,8 +137,8 @@ class PerceiverModel : public Model {
 
 }  // namespace
 
-static const RegisterModel r{"perceiver", [](const Json& config, uint64_t seed, DType dtype) -> std::unique_ptr<Model> {
-                               return std::make_unique<PerceiverModel>(config, seed, dtype);
+static const RegisterModel r{"perceiver", [](const Json& config, const BuildOptions& build) -> std::unique_ptr<Model> {
+                               return std::make_unique<PerceiverModel>(config, build);
                              }};
 
 }  // namespace deem

@@ -24,7 +24,7 @@ static Conditions with_guidance(Conditions c, double guidance) {
 
 PictureSession::PictureSession(std::shared_ptr<Model> owner, const Denoiser& denoiser, Conditions conditions,
                                const TensorMap& inputs, const PictureOptions& o)
-    : Model(0, owner->params.dtype()),
+    : Model({.dtype = owner->params.dtype()}),
       owner_(std::move(owner)),
       denoiser_(denoiser),
       conditions_(with_guidance(std::move(conditions), o.guidance)),

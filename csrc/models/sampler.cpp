@@ -251,8 +251,8 @@ struct SamplerModel : Model {
   Sampler sampler;
 
   // {scheduler, sampler?, steps?, karras?, eta?}
-  SamplerModel(const Json& config, uint64_t seed, DType dtype)
-      : Model(seed, dtype),
+  SamplerModel(const Json& config, const BuildOptions& build)
+      : Model(build),
         schedule(NoiseScheduleConfig::read(Config(config, "sampler").child("scheduler"))),
         sampler(schedule, read(Config(config, "sampler"))) {}
 
@@ -299,8 +299,8 @@ struct SamplerModel : Model {
   }
 };
 
-std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
-  return std::make_unique<SamplerModel>(config, seed, dtype);
+std::unique_ptr<Model> make(const Json& config, const BuildOptions& build) {
+  return std::make_unique<SamplerModel>(config, build);
 }
 const RegisterModel r{"sampler", make};
 

@@ -20,7 +20,9 @@ TextHead::TextHead(const Scope& s, const TextHeadConfig& c) : config(c) {
     std::fill(b.data<float>() + c.orig_txt_vocab_size, b.data<float>() + c.txt_vocab_size, -100.0f);
     return b;
   });
-  head = Linear(s / "head", c.hidden_size, c.txt_vocab_size, true, Init::normal(0.02), bias);
+  // Rows of it are taken apart below, so it never lies in few bits.
+  head.weight = (s / "head").param("weight", {c.txt_vocab_size, c.hidden_size}, Init::normal(0.02));
+  head.bias = (s / "head").param("bias", {c.txt_vocab_size}, bias);
   if (added == 0) return;
   size_t row = size_t(c.hidden_size) * size_of(head.weight.dtype());
   std::fill_n(static_cast<char*>(head.weight.raw()) + size_t(c.orig_txt_vocab_size) * row, size_t(added) * row,
@@ -44,8 +46,8 @@ namespace {
 
 class TextHeadModel : public Model {
  public:
-  TextHeadModel(const Json& config, uint64_t seed, DType dtype)
-      : Model(seed, dtype), head_(Scope(params), TextHeadConfig::read(Config(config, "text_head"))) {}
+  TextHeadModel(const Json& config, const BuildOptions& build)
+      : Model(build), head_(Scope(params), TextHeadConfig::read(Config(config, "text_head"))) {}
 
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
     if (method != "forward") unknown_method("text_head", method);
@@ -59,8 +61,8 @@ class TextHeadModel : public Model {
 
 }  // namespace
 
-static const RegisterModel r{"text_head", [](const Json& config, uint64_t seed, DType dtype) -> std::unique_ptr<Model> {
-                               return std::make_unique<TextHeadModel>(config, seed, dtype);
+static const RegisterModel r{"text_head", [](const Json& config, const BuildOptions& build) -> std::unique_ptr<Model> {
+                               return std::make_unique<TextHeadModel>(config, build);
                              }};
 
 }  // namespace deem

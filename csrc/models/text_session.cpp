@@ -26,7 +26,7 @@ static Tensor running_positions(const Tensor& keep, int64_t begin) {
 }
 
 TextSession::TextSession(std::shared_ptr<Deem> deem, const TensorMap& inputs, const Json& options)
-    : Model(0, deem->params.dtype()), deem_(std::move(deem)) {
+    : Model({.dtype = deem->params.dtype()}), deem_(std::move(deem)) {
   Config o(options, "text");
   int64_t copies = o.positive("copies", 1), reserve = o.integer("reserve", 0);
   o.finish();

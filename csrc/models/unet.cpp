@@ -208,7 +208,7 @@ struct UnetModel : Model {
   std::unique_ptr<NoiseSchedule> schedule;
 
   // {unet, mmfs?, scheduler?}
-  UnetModel(const Json& config, uint64_t seed, DType dtype) : Model(seed, dtype) {
+  UnetModel(const Json& config, const BuildOptions& build) : Model(build) {
     Config c(config, "unet");
     UnetConfig uc = UnetConfig::read(c.child("unet"));
     unet = std::make_unique<Unet>(Scope(params) / "unet", uc);
@@ -278,8 +278,8 @@ struct UnetModel : Model {
   }
 };
 
-std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
-  return std::make_unique<UnetModel>(config, seed, dtype);
+std::unique_ptr<Model> make(const Json& config, const BuildOptions& build) {
+  return std::make_unique<UnetModel>(config, build);
 }
 const RegisterModel r{"unet", make};
 

@@ -136,8 +136,8 @@ namespace {
 
 struct VaeModel : Model {
   Vae vae;
-  VaeModel(const Json& config, uint64_t seed, DType dtype)
-      : Model(seed, dtype), vae(Scope(params), VaeConfig::read(Config(config, "vae"))) {}
+  VaeModel(const Json& config, const BuildOptions& build)
+      : Model(build), vae(Scope(params), VaeConfig::read(Config(config, "vae"))) {}
 
   // encode: image, eps? -> mean, logvar, sample_scaled. decode: latent (scaled) -> image. train: image, eps? -> loss, recon, kl.
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
@@ -173,8 +173,8 @@ struct VaeModel : Model {
   }
 };
 
-std::unique_ptr<Model> make(const Json& config, uint64_t seed, DType dtype) {
-  return std::make_unique<VaeModel>(config, seed, dtype);
+std::unique_ptr<Model> make(const Json& config, const BuildOptions& build) {
+  return std::make_unique<VaeModel>(config, build);
 }
 const RegisterModel r{"vae", make};
 

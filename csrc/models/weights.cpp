@@ -17,23 +17,27 @@ static std::string listing(const char* title, const std::vector<std::string>& na
 LoadReport load_weights(ParameterStore& params, const std::string& path, const std::string& prefix, bool strict) {
   SafetensorsFile file = SafetensorsFile::open(path);
   LoadReport report;
-  std::vector<std::pair<Parameter*, Tensor>> pairs;
+  std::vector<std::pair<std::string, Tensor>> pairs;
   std::map<Parameter*, std::string> seen;
   for (const std::string& name : file.names()) {
     if (!name.starts_with(prefix)) continue;
-    Parameter* p = params.find(name.substr(prefix.size()));
+    std::string own = name.substr(prefix.size());
+    Parameter* p = params.find(own);
+    bool floats = !p && (p = params.find_quantized(own));  // to be brought to few bits
     if (!p) {
       report.unexpected.push_back(name);
       continue;
     }
     if (!seen.emplace(p, name).second) continue;  // the second name of a shared tensor
     Tensor t = file.tensor(name);
-    Shape want = p->value.shape();
+    Shape want = floats ? p->quantized.shape() : p->value.shape();
     if (p->conv) want = {want[0], want[3], want[1], want[2]};
     check<WeightsError>(t.shape() == want, "'", path, "': '", name, "' has shape ", t.shape(), " but the model needs ",
                         want);
-    check<WeightsError>(is_float(t.dtype()), "'", path, "': '", name, "' is ", t.dtype(), " but weights are floating");
-    pairs.push_back({p, t});
+    bool codes = p->quantized && !floats;
+    check<WeightsError>(codes ? t.dtype() == DType::u8 : is_float(t.dtype()), "'", path, "': '", name, "' is ",
+                        t.dtype(), codes ? " but codes are u8" : " but weights are floating");
+    pairs.push_back({own, t});
   }
   for (Parameter& p : params.list())
     if (!seen.contains(&p)) report.missing.push_back(p.name);
@@ -41,8 +45,8 @@ LoadReport load_weights(ParameterStore& params, const std::string& path, const s
                       "' does not fit the model", listing("missing", report.missing),
                       listing("unexpected", report.unexpected));
   int64_t done = 0;
-  for (auto& [p, t] : pairs) {
-    params.assign(*p, t);
+  for (auto& [name, t] : pairs) {
+    params.assign(name, t);
     report_progress(++done, int64_t(pairs.size()));
     poll_cancel();
   }

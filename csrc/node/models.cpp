@@ -103,6 +103,14 @@ Napi::Value JsModel::parameters(const Napi::CallbackInfo& info) {
       o.Set("trainable", p.value.requires_grad());
       o.Set("norm", p.norm);
       o.Set("buffer", p.buffer);
+      if (p.quantized) {
+        auto q = Napi::Object::New(info.Env());
+        auto whole = Napi::Array::New(info.Env());
+        for (uint32_t k = 0; k < 2; k++) whole.Set(k, double(p.quantized.size(int(k))));
+        q.Set("name", p.name.substr(0, p.name.rfind('.')));
+        q.Set("shape", whole);
+        o.Set("quantized", q);
+      }
       out.Set(i++, o);
     }
     return out;
@@ -173,9 +181,9 @@ Napi::Value JsModel::view(const Napi::CallbackInfo& info) {
 Napi::Value JsModel::assign(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto m = model("assign");
-    Parameter& p = m->params.at(From<std::string>::js(info[0], "assign"));
+    auto name = From<std::string>::js(info[0], "assign");
     Tensor v = JsTensor::get(info[1], "assign");
-    Engine::get().run_sync([&] { m->params.assign(p, v); });
+    Engine::get().run_sync([&] { m->params.assign(name, v); });
     return info.Env().Undefined();
   });
 }
@@ -194,7 +202,7 @@ Napi::Value JsModel::assign_all(const Napi::CallbackInfo& info) {
         info.Env(),
         [=] {
           for (size_t i = 0; i < names.size(); i++) {
-            m->params.assign(m->params.at(names[i]), values[i], leading);
+            m->params.assign(names[i], values[i], leading);
             report_progress(int64_t(i + 1), int64_t(names.size()));
             poll_cancel();
           }

@@ -14,6 +14,10 @@ Tensor seeded_drop_path(const Tensor& x, double p, int64_t seed, int64_t stream)
   RngScope draws{uint64_t(seed), uint64_t(stream)};
   return drop_path(x, p);
 }
+Tensor quantized_linear_op(const Tensor& x, const Tensor& packed, int64_t bits, int64_t group, bool symmetric,
+                           const MaybeTensor& bias) {
+  return quantized_linear(x, packed, bits, group, symmetric, bias);
+}
 Tensor full(const Shape& shape, double value, DType dtype) { return Tensor::full(shape, value, dtype); }
 
 }  // namespace
@@ -57,6 +61,9 @@ void init_ops(Napi::Env env, Napi::Object exports) {
   OP("norm", norm);
   OP("matmul", matmul);
   OP("linear", linear);
+  OP("quantize", quantize);
+  OP("dequantize", dequantize);
+  OP("quantizedLinear", quantized_linear_op);
   OP("conv2d", conv2d);
   OP("layerNorm", layer_norm);
   OP("rmsNorm", rms_norm);

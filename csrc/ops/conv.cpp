@@ -17,8 +17,7 @@ constinit Kernel<DepthwiseWeightsArgs> depthwise_weights_kernel{"depthwise_backw
 static ConvSizes check_conv(const Tensor& x, const Tensor& w, const MaybeTensor& bias, const Conv2dOptions& o) {
   check<ShapeError>(x.ndim() == 4, "[conv2d] x must be [N, H, W, C] but has shape ", x.shape());
   check<ShapeError>(w.ndim() == 4, "[conv2d] weight must be [O, KH, KW, I / groups] but has shape ", w.shape());
-  check<DTypeError>(x.dtype() == DType::f32 || x.dtype() == DType::bf16, "[conv2d] x must be f32 or bf16 but is ",
-                    x.dtype());
+  check<DTypeError>(is_float(x.dtype()), "[conv2d] x must be floating but is ", x.dtype());
   check<DTypeError>(w.dtype() == x.dtype(), "[conv2d] weight must be ", x.dtype(), " but is ", w.dtype());
   check<ValueError>(o.stride >= 1 && o.stride <= 1 << 16, "[conv2d] stride must be at least 1 but is ", o.stride);
   for (int64_t p : {o.pad_left, o.pad_right, o.pad_top, o.pad_bottom})
@@ -75,6 +74,10 @@ Tensor conv2d(const Tensor& x_in, const Tensor& w_in, const MaybeTensor& bias_in
   bool padded = s.pad_top || s.pad_bottom || s.pad_left || s.pad_right;
   if (s.kh == 1 && s.kw == 1 && s.stride == 1 && !padded && s.groups == 1)
     return linear(x_in, reshape(w_in, {s.out, s.in}), bias);
+  if (s.dtype == DType::f16 && x_in.device() == Device::cpu) {  // as in products: f32 in between, rounded once
+    MaybeTensor wide = bias ? MaybeTensor(cast(*bias, DType::f32)) : bias;
+    return cast(conv2d(cast(x_in, DType::f32), cast(w_in, DType::f32), wide, options), DType::f16);
+  }
   Tensor x = contiguous(x_in), w = contiguous(w_in);
   Tensor y = Tensor::empty({s.n, s.oh, s.ow, s.out}, x.dtype());
   bool empty = s.n == 0 || s.in == 0 || s.out == 0;

@@ -11,8 +11,9 @@ struct GemmOperand {
 struct GemmArgs {
   int64_t batch;
   GemmOperand a, b;
-  const void* bias;  // [cols of b] or null
-  void* c;           // contiguous [batch, rows, cols]
+  const void* bias;      // [cols of b] or null
+  void* c;               // [batch, rows, cols]
+  int64_t c_row_stride;  // elements; cols or more
   DType dtype, c_dtype;
 };
 extern Kernel<GemmArgs> gemm_kernel;

@@ -139,11 +139,11 @@ const program = new Command('parity')
   .argument('<dir...>', 'folders to search for cases (folders with config.json)')
   .option('--json', 'print one JSON object')
   .option('--repeat <n>', 'also print median forward and backward milliseconds of n runs', whole, 0)
-  .option('--dtype <dtype>', 'f32 or bf16', 'f32')
+  .option('--dtype <dtype>', 'f32, bf16 or f16', 'f32')
   .option('--device <device>', 'cpu', 'cpu')
   .action(async (dirs: string[], options: { json?: boolean; repeat: number; dtype: string; device: string }) => {
-    if (options.dtype !== 'f32' && options.dtype !== 'bf16')
-      throw new DeemError('ERR_DTYPE', `--dtype must be f32 or bf16 but is '${options.dtype}'`)
+    if (options.dtype !== 'f32' && options.dtype !== 'bf16' && options.dtype !== 'f16')
+      throw new DeemError('ERR_DTYPE', `--dtype must be f32, bf16 or f16 but is '${options.dtype}'`)
     native.checkDevice(options.device)
     const results: Result[] = []
     for (const dir of findCases(dirs)) {

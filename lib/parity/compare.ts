@@ -31,11 +31,14 @@ const absolute = {
   f32: { op: 2e-6, 'long-sum': 1e-5, 'op-gradient': 1e-5, module: 3e-5 },
   // Storage in bf16 rounds every intermediate to 8 bits of mantissa.
   bf16: { op: 1.6e-2, 'long-sum': 2e-2, 'op-gradient': 4e-2, module: 8e-2 },
+  // f16 to 11 bits: an eighth of bf16's.
+  f16: { op: 2e-3, 'long-sum': 2.5e-3, 'op-gradient': 5e-3, module: 1e-2 },
 }
-const gradientL2 = { f32: 5e-4, bf16: 0.15 }
+const gradientL2 = { f32: 5e-4, bf16: 0.15, f16: 0.02 }
 const relative = {
   f32: { loss: 1e-5, 'trajectory-loss': 1e-4, 'trajectory-norm': 1e-3 },
   bf16: { loss: 2e-2, 'trajectory-loss': 2e-2, 'trajectory-norm': 0.1 },
+  f16: { loss: 2.5e-3, 'trajectory-loss': 2.5e-3, 'trajectory-norm': 1.5e-2 },
 }
 
 export type ComputeType = keyof typeof absolute
