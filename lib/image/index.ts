@@ -12,6 +12,7 @@ export { type Filter, resize } from './resize.js'
 export {
   centerCrop,
   crop,
+  fitTo,
   flipHorizontal,
   pad,
   type SquareOptions,
