@@ -289,16 +289,30 @@ Conditions TextSession::painting() {
   Tensor before = keep_;
   forward(soi, Tensor::full({n, 1}, 1, DType::i64));
   Tensor hidden = contiguous(state_.hidden());
-  keep_ = before;
+  std::swap(keep_, before);
   state_.truncate(length);
+
+  // Newest first, and without padding: a row paints what it would alone.
+  std::vector<std::vector<int64_t>> columns(static_cast<size_t>(n));
+  size_t longest = 0;
+  for (int64_t r = 0; r < n; r++) {
+    for (int64_t at = (r + 1) * (length + 1); at-- > r * (length + 1);)
+      if (before.data<int64_t>()[at]) columns[size_t(r)].push_back(at);
+    longest = std::max(longest, columns[size_t(r)].size());
+  }
+  Contexts contexts{Tensor::full({n, int64_t(longest)}, -1, DType::i64),
+                    Tensor::zeros({n, int64_t(longest)}, DType::i64)};
+  for (int64_t r = 0; r < n; r++) {
+    const auto& row = columns[size_t(r)];
+    std::copy(row.begin(), row.end(), contexts.index.data<int64_t>() + r * int64_t(longest));
+    std::fill_n(contexts.keep.data<int64_t>() + r * int64_t(longest), row.size(), 1);
+  }
 
   size_t most = 0;
   for (auto& row : shown_) most = std::max(most, row.size());
-  ImageStarts starts{n, length + 1, {}, {}, {}, {}, 1};
   Tensor index = Tensor::full({n, int64_t(most)}, -1, DType::i64), mask = Tensor::zeros(index.shape(), DType::i64);
   std::array<Tensors, 4> levels;
   for (int64_t r = 0; r < n; r++) {
-    starts.row.push_back(r), starts.column.push_back(length), starts.bos.push_back(0), starts.counts.push_back(1);
     const auto& row = shown_[size_t(r)];
     for (size_t k = 0; k < row.size(); k++) {
       int64_t at = r * int64_t(most) + int64_t(k);
@@ -311,7 +325,8 @@ Conditions TextSession::painting() {
   for (const Tensors& level : levels)
     maps.push_back(most > 0 ? gather_rows(cat(level, 0), index)
                             : Tensor::zeros({n, 0, 1, 1, d.c_.image_embed_dim}, hidden.dtype()));
-  return {d.read_context(hidden, starts, {}).cond, d.neg_prompt_embeds_,
+  Tensor states = reshape(hidden, {n * (length + 1), d.c_.llm.hidden_size});
+  return {d.read_context(states, contexts, {}).cond, d.neg_prompt_embeds_,
           MmfsInputs{&d.visual_.encoder.mmfs, maps, mask}};
 }
 

@@ -164,7 +164,7 @@ export class Chat implements Disposable {
       // An end of the model's own is the template's to write; the last token was picked but never read.
       const last = ids.at(-1)
       parts.push(text(last === eos || last === soi ? ids.slice(0, -1) : ids))
-      words.push(text(written))
+      if (written !== '') words.push(text(written))
       this.#read.push(...ids.slice(0, -1))
     }
     this.#turns.push({ role: 'assistant', parts, words })

@@ -1,5 +1,6 @@
 /** Jinja templates of strangers: rendered beside the program, in bounded time and memory. */
-import { Worker } from 'node:worker_threads'
+import { type ChildProcess, fork } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
 import { causedBy, DeemError } from '../errors.js'
 
 /** @internal */
@@ -7,47 +8,59 @@ export interface JinjaJob {
   template: string
   variables: object
   longest: number
+  seconds: number
 }
 /** @internal */
 export type JinjaReply = { text: string } | { error: string }
 
-const seconds = 10
 const megabytes = 128
 const longest = 2 ** 20
+const program = fileURLToPath(new URL('./jinja-child.js', import.meta.url))
 
 /**
- * Renders a template. Throws ERR_FORMAT where it is none, throws itself, writes more than 2^20 characters, or needs more than 10
- * seconds or 128 MB. It runs in a thread of its own, so that nothing else waits for it or falls with it.
+ * Renders a template. Throws ERR_FORMAT where it is none, throws itself, writes more than 2^20 characters, or needs more than so many
+ * seconds (default 5) or 128 MB of memory; ERR_IO where no process can be started. It runs in a process of its own: a thread that
+ * allocates too much at once takes all others with it.
  */
-export async function renderJinja(template: string, variables: object, signal?: AbortSignal): Promise<string> {
+export async function renderJinja(
+  template: string,
+  variables: object,
+  { signal, seconds = 5 }: { signal?: AbortSignal | undefined; seconds?: number } = {},
+): Promise<string> {
   signal?.throwIfAborted()
-  const job: JinjaJob = { template, variables, longest }
-  const worker = new Worker(new URL('./jinja-worker.js', import.meta.url), {
-    workerData: job,
-    resourceLimits: { maxOldGenerationSizeMb: megabytes, maxYoungGenerationSizeMb: 16, stackSizeMb: 4 },
-    // Neither the options of the program nor its files are the template's.
-    execArgv: [],
-    env: {},
-  })
+  const job: JinjaJob = { template, variables, longest, seconds }
+  const child = start()
   let stop: (() => void) | undefined
   let timer: NodeJS.Timeout | undefined
   try {
     const reply = await new Promise<JinjaReply>((resolve, reject) => {
-      worker.once('message', resolve)
-      worker.once('error', (error) => reject(causedBy(error, 'ERR_FORMAT', '[template] it cannot be rendered')))
-      worker.once('exit', () => reject(new DeemError('ERR_FORMAT', '[template] it ended before it wrote anything')))
-      worker.once('online', () => {
-        const late = () => reject(new DeemError('ERR_FORMAT', `[template] it takes longer than ${seconds} seconds`))
-        timer = setTimeout(late, seconds * 1000)
-      })
+      const fail = (message: string) => reject(new DeemError('ERR_FORMAT', `[template] ${message}`))
+      child.once('message', (message) => resolve(message as JinjaReply))
+      child.once('error', (error) => reject(causedBy(error, 'ERR_IO', '[template] no process for it can be started')))
+      child.once('exit', () => fail(`it needs more than ${megabytes} MB of memory`))
+      timer = setTimeout(() => fail(`it takes longer than ${seconds} seconds`), seconds * 1000)
       stop = () => reject(signal?.reason)
       signal?.addEventListener('abort', stop, { once: true })
+      child.send(job, (error) => error && reject(causedBy(error, 'ERR_IO', '[template] its process cannot be reached')))
     })
     if ('error' in reply) throw new DeemError('ERR_FORMAT', `[template] ${reply.error}`)
     return reply.text
   } finally {
     clearTimeout(timer)
     if (stop) signal?.removeEventListener('abort', stop)
-    await worker.terminate()
+    child.kill('SIGKILL')
+  }
+}
+
+function start(): ChildProcess {
+  try {
+    return fork(program, {
+      execArgv: [`--max-old-space-size=${megabytes}`],
+      // Nothing of this process is the template's; Electron's binary has to be told that it is Node.
+      env: { ELECTRON_RUN_AS_NODE: '1' },
+      stdio: 'ignore',
+    })
+  } catch (cause) {
+    throw causedBy(cause, 'ERR_IO', '[template] no process for it can be started')
   }
 }

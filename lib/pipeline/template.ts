@@ -89,7 +89,7 @@ export function jinjaRender(
     renderJinja(
       jinja,
       { messages, add_generation_prompt: true, bos_token: '', eos_token: names.eos, pad_token: names.pad },
-      signal,
+      { signal },
     )
   const places = place === undefined ? usualPlaces : [place]
   let lists: Promise<boolean> | undefined
@@ -133,7 +133,7 @@ async function readsLists(run: (messages: object[]) => Promise<string>): Promise
     const written = await run([{ role: 'user', content: [{ type: 'text', text: probe }] }])
     return written.includes(probe) && !written.includes('"type"')
   } catch (error) {
-    if (DeemError.isInstance(error)) return false
+    if (DeemError.isInstance(error) && error.code === 'ERR_FORMAT') return false
     throw error
   }
 }
