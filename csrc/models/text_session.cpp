@@ -113,6 +113,23 @@ Tensor TextSession::forward(const Tensor& embeds, const Tensor& keep) {
   return hidden;
 }
 
+Tensor TextSession::peek(const Tensor& embeds, const Tensor& keep, const std::function<Tensor(const Tensor&)>& f) {
+  Tensor before = keep_;
+  int64_t length = state_.length();
+  auto forget = [&] {
+    keep_ = before;
+    state_.truncate(length);
+  };
+  try {
+    Tensor y = f(forward(embeds, keep));
+    forget();
+    return y;
+  } catch (...) {
+    forget();
+    throw;
+  }
+}
+
 void TextSession::select(const Tensor& order) {
   state_.select(order);
   for (Tensor* t : {&keep_, &visibility_, &logits_})
@@ -246,14 +263,12 @@ TensorMap TextSession::score(const TensorMap& inputs) {
   Tensor keep = checked_keep(input(inputs, "keep"), ids);
   check<ValueError>(logits_.defined(), "[text] after a truncation something must be appended first");
   check_text(ids);
-  int64_t n = ids.size(1), width = deem_->c_.txt_vocab_size, length = state_.length();
+  int64_t n = ids.size(1), width = deem_->c_.txt_vocab_size;
   Tensor out = Tensor::empty({rows(), n}), logits;
   if (n > 1) {
-    Tensor before = keep_;
     Tensor embeds = embedding(deem_->llm_.embed_tokens, slice(ids, 1, 0, n - 1));
-    logits = contiguous(cast(deem_->head_(forward(embeds, slice(keep, 1, 0, n - 1))), DType::f32));
-    keep_ = before;
-    state_.truncate(length);
+    logits = peek(embeds, slice(keep, 1, 0, n - 1),
+                  [this](const Tensor& hidden) { return contiguous(cast(deem_->head_(hidden), DType::f32)); });
   }
   for (int64_t r = 0; r < rows(); r++)
     for (int64_t i = 0; i < n; i++) {
@@ -286,18 +301,15 @@ Conditions TextSession::painting() {
   // The start-of-image token that would come is read, and forgotten again: it comes for good with its picture.
   Tensor soi = add(embedding(d.llm_.embed_tokens, Tensor::full({n, 1}, double(d.c_.tokens.soi), DType::i64)),
                    reshape(d.soi_token_, {1, 1, d.c_.llm.hidden_size}));
-  Tensor before = keep_;
-  forward(soi, Tensor::full({n, 1}, 1, DType::i64));
-  Tensor hidden = contiguous(state_.hidden());
-  std::swap(keep_, before);
-  state_.truncate(length);
+  Tensor one = Tensor::full({n, 1}, 1, DType::i64), keep = cat({keep_, one}, 1);
+  Tensor hidden = peek(soi, one, [this](const Tensor&) { return contiguous(state_.hidden()); });
 
   // Newest first, and without padding: a row paints what it would alone.
   std::vector<std::vector<int64_t>> columns(static_cast<size_t>(n));
   size_t longest = 0;
   for (int64_t r = 0; r < n; r++) {
     for (int64_t at = (r + 1) * (length + 1); at-- > r * (length + 1);)
-      if (before.data<int64_t>()[at]) columns[size_t(r)].push_back(at);
+      if (keep.data<int64_t>()[at]) columns[size_t(r)].push_back(at);
     longest = std::max(longest, columns[size_t(r)].size());
   }
   Contexts contexts{Tensor::full({n, int64_t(longest)}, -1, DType::i64),

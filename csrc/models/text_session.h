@@ -33,6 +33,8 @@ class TextSession : public Model {
   void look(const Tensor& hidden);  // scores after the last position
   void check_text(const Tensor& ids) const;
   Tensor forward(const Tensor& embeds, const Tensor& keep);
+  // What f makes of the states of text of which nothing stays, whether it fails or not.
+  Tensor peek(const Tensor& embeds, const Tensor& keep, const std::function<Tensor(const Tensor& hidden)>& f);
   Conditions painting();
   std::span<float> row(const Tensor& t, int64_t r) const;
   TensorMap next(const TensorMap& inputs, const Json& options);

@@ -147,7 +147,7 @@ std::vector<Stretch> stretches(int64_t total, int64_t size, int64_t overlap, int
 // x [N, H, W, C], `in` positions and outputs `out` positions a latent -> the blend of f over the tiles, [N, .., .., channels].
 template <class F>
 Tensor blended(const Tensor& x, int64_t in, int64_t out, int64_t channels, int64_t factor, const Tiling& t, F f) {
-  GradMode off(false);
+  check<NoGradient>(!grad_enabled(), "[vae] tiles have no gradient: work without one, or on the whole picture");
   auto cut = [&](int64_t length) { return stretches(length / in, t.size / factor, t.overlap / factor, out); };
   std::vector<Stretch> rows = cut(x.size(1)), columns = cut(x.size(2));
   Tensor y = Tensor::zeros({x.size(0), x.size(1) / in * out, x.size(2) / in * out, channels}, DType::f32, x.device());
@@ -181,11 +181,8 @@ std::pair<Tensor, Tensor> Vae::encode(const Tensor& image, const MaybeTiling& ti
       image.size(1) % factor == 0 && image.size(2) % factor == 0 && image.size(1) > 0 && image.size(2) > 0,
       "[vae] height and width must be multiples of ", factor, " but are ", image.size(1), " x ", image.size(2));
   bool whole = !tiling || fits(image, tiling->size);
-  Tensor m = whole ? moments(image)
-                   : no_gradient("vae_tiles",
-                                 blended(image, factor, 1, 2 * c, factor, *tiling,
-                                         [this](const Tensor& tile) { return moments(tile); }),
-                                 {image, encoder.conv_in.weight});
+  auto f = [this](const Tensor& tile) { return moments(tile); };
+  Tensor m = whole ? f(image) : blended(image, factor, 1, 2 * c, factor, *tiling, f);
   return {slice(m, 3, 0, c), clamp(slice(m, 3, c, 2 * c), -30, 20)};
 }
 
@@ -208,11 +205,9 @@ Tensor Vae::decode(const Tensor& latent, const MaybeTiling& tiling) const {
   check<ShapeError>(latent.size(1) > 0 && latent.size(2) > 0, "[vae] latent has no positions: its shape is ",
                     latent.shape());
   Tensor unscaled = mul_scalar(latent, 1 / config.scaling_factor);
-  if (!tiling || fits(latent, tiling->size / factor())) return pixels(unscaled);
-  return no_gradient("vae_tiles",
-                     blended(unscaled, 1, factor(), config.out_channels, factor(), *tiling,
-                             [this](const Tensor& tile) { return pixels(tile); }),
-                     {latent, decoder.conv_in.weight});
+  auto f = [this](const Tensor& tile) { return pixels(tile); };
+  if (!tiling || fits(latent, tiling->size / factor())) return f(unscaled);
+  return blended(unscaled, 1, factor(), config.out_channels, factor(), *tiling, f);
 }
 
 Tensor Vae::pixels(const Tensor& latent) const {

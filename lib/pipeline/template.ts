@@ -94,7 +94,7 @@ export function jinjaRender(
   const places = place === undefined ? usualPlaces : [place]
   let lists: Promise<boolean> | undefined
   return async (turns, signal) => {
-    lists ??= readsLists(run)
+    lists ??= readsLists((messages) => run(messages, signal))
     const inLists = await lists
     const hide = hiding(places, [system ?? '', ...turns.flatMap((turn) => textsOf(shown(turn)))])
     const content = (parts: Parts) =>
@@ -128,7 +128,7 @@ function shown(turn: Turn): Parts {
 
 /** Whether a template reads the content of a message as a list of parts: it then writes a text of one as it is. */
 async function readsLists(run: (messages: object[]) => Promise<string>): Promise<boolean> {
-  const probe = 'Qzxv7'
+  const probe = '7319024615'
   try {
     const written = await run([{ role: 'user', content: [{ type: 'text', text: probe }] }])
     return written.includes(probe) && !written.includes('"type"')
