@@ -10,10 +10,13 @@ export interface Encoded {
 }
 
 /**
- * Tiles in pixels, multiples of the VAE's factor (8). A tile has statistics of its own in the group norms and its attention sees no
- * other, so the result differs from that of the whole picture: with random weights and tiles of half a side by 8 % of its size (RMS) when
- * decoded and 33 % when encoded, 20 % and 45 % without an overlap. A picture that fits in one tile is the same to the bit. Memory stays
- * at that of one tile beside the picture itself. Tiled results have no gradient.
+ * Tiles in pixels, multiples of the VAE's factor (8). Memory stays at that of one tile beside the picture itself: decoding 1024 x 1024 at
+ * Stable Diffusion's sizes in f32 takes 2.7 GB whole, 0.7 GB with tiles of 512 and 0.2 GB with 256.
+ *
+ * A tile has statistics of its own in the group norms and its attention sees no other, so the result differs from that of the whole
+ * picture. There, with fresh weights, by 1.4 % of its size (RMS) with tiles of 512 and 3.5 % with 256; of the small VAE of the tests,
+ * whose random weights mix everything, by 8 % when decoded and 33 % when encoded, and by 20 % and 45 % without an overlap. A picture that
+ * fits in one tile is the same to the bit. Tiled results have no gradient.
  */
 export interface Tiling {
   /** Of a side. Default 512. */
