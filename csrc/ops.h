@@ -135,8 +135,9 @@ Tensor mmfs_attention(const Tensor& value, const Tensor& offsets, const Tensor& 
 // table [S*S (+1), C] -> [T*T (+1), C]; bicubic A = -0.75, align_corners = false, clamped edges; a leading cls row (the count
 // is not a square) is copied. target counts rows, the cls row too.
 Tensor resample_table(const Tensor& table, int64_t target);
-Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width);  // [N, H, W, C], no antialias; no gradient
-Tensor resize_nearest(const Tensor& x, int64_t height, int64_t width);   // [N, H, W, C], source = floor(i * in / out)
+Tensor resample_grid(const Tensor& table, int64_t height, int64_t width);  // the same to [height * width (+1), C]
+Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width);    // [N, H, W, C], no antialias; no gradient
+Tensor resize_nearest(const Tensor& x, int64_t height, int64_t width);     // [N, H, W, C], source = floor(i * in / out)
 
 // ---- tables.cpp: position tables, f32, no inputs that want gradients ---------------------------------------------------
 Tensor timestep_embedding(const Tensor& t, int64_t dim);     // t [N] i64 or float -> [N, dim], cosines first

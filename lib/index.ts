@@ -30,7 +30,7 @@ export { Perceiver } from './models/perceiver.js'
 export { Sampler, type SamplerConfig, type SamplerName, type SamplerPlan } from './models/sampler.js'
 export { TextHead } from './models/text-head.js'
 export { Unet, type UnetCondition } from './models/unet.js'
-export { type Encoded, Vae } from './models/vae.js'
+export { type Encoded, type Tiling, Vae, type VaeOptions } from './models/vae.js'
 export {
   type CreateOptions,
   type ForwardOptions,
@@ -54,9 +54,11 @@ export {
   ops,
   type Unary,
 } from './ops.js'
-export { Chat, type ChatOptions, type ChatTemplate, chatTemplates } from './pipeline/chat.js'
-export { type GenerateOptions, type PicturePiece, Pipeline, type TextDelta } from './pipeline/pipeline.js'
+export { Chat, type ChatMessage, type ChatOptions } from './pipeline/chat.js'
+export type { GenerateOptions, PicturePiece, TextDelta } from './pipeline/interleave.js'
+export { type ImageOptions, Pipeline } from './pipeline/pipeline.js'
 export { type Geometry, type PictureFit, type Prompt, type RegionOf, within } from './pipeline/prompt.js'
+export { type ChatTemplate, chatTemplates, type JinjaTemplate } from './pipeline/template.js'
 export type { FinishReason, TextOptions, TextResult } from './pipeline/writer.js'
 export * from './report/index.js'
 export { Scope, tidy } from './scope.js'

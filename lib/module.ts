@@ -182,7 +182,7 @@ export class Module implements Disposable {
 }
 
 /** What {@link Module.open} gives. */
-export type SessionHandle = Pick<Module, 'call' | 'callForData' | 'dispose'>
+export type SessionHandle = Pick<Module, 'open' | 'call' | 'callForData' | 'dispose'>
 
 function handlesOf(tensors: Record<string, Tensor | undefined>): Record<string, NativeTensor> {
   return Object.fromEntries(

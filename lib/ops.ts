@@ -119,6 +119,7 @@ export interface Ops {
     options: MmfsOptions,
   ): Tensor
   resampleTable(table: Tensor, target: number): Tensor
+  resampleGrid(table: Tensor, height: number, width: number): Tensor
   resizeBilinear(x: Tensor, height: number, width: number): Tensor
   resizeNearest(x: Tensor, height: number, width: number): Tensor
   timestepEmbedding(t: Tensor, dim: number): Tensor

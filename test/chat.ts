@@ -20,15 +20,27 @@ function noise(seed: number): Picture {
   return { dtype: 'f32', shape: [64, 64, 3], data: Float32Array.from({ length: 64 * 64 * 3 }, uniform) }
 }
 const template = { system: 'The license. ', user: ['Q: ', ' A:'], assistant: '\n' } as const
-const wrapped = (parts: Prompt) => [
+type Parts = Exclude<Prompt, string>
+const wrapped = (parts: Prompt): Parts => [
   text(template.user[0]),
   ...(typeof parts === 'string' ? [text(parts)] : parts),
   text(template.user[1]),
 ]
+/** Adjacent words are one text: a template is cut into tokens with what it surrounds. */
+function joined(parts: Parts): Parts {
+  const out: Parts[number][] = []
+  for (const part of parts) {
+    const last = out.at(-1)
+    if (part.type === 'text' && typeof part.text === 'string' && last?.type === 'text' && typeof last.text === 'string')
+      out[out.length - 1] = text(last.text + part.text)
+    else out.push(part)
+  }
+  return out
+}
 /** What the model said, without an end of its own, and what the template writes after it. */
 const said = ({ ids }: TextResult) => [
-  ...ids.filter((id) => id !== tokenizer.ids.eos && id !== tokenizer.ids.soi),
-  ...tokenizer.encode(template.assistant),
+  text(ids.filter((id) => id !== tokenizer.ids.eos && id !== tokenizer.ids.soi)),
+  text(template.assistant),
 ]
 
 test('every turn is what one long prompt gives, with pictures in any of them', async (t) => {
@@ -40,16 +52,16 @@ test('every turn is what one long prompt gives, with pictures in any of them', a
     'Which?',
     [text('more'), image(noise(2)), image(noise(3))],
   ]
-  let document = [text(template.system)] as Exclude<Prompt, string>[number][]
+  let document: Parts = [text(template.system)]
   for (const [i, turn] of turns.entries()) {
     const options = { maxTokens: 6 + i, minLength: i === 1 ? 0 : 20, ...(i === 2 && { temperature: 1, seed: 3 }) }
     const got = await chat.ask(turn, options)
     document = [...document, ...wrapped(turn)]
-    const want = await p.generateText(document, options)
+    const want = await p.generateText(joined(document), options)
     if (i === 2) t.is(got.ids.length, want.ids.length)
     else t.deepEqual([got.text, got.ids], [want.text, want.ids], `turn ${i}`)
     for (const [k, v] of got.logProbs.entries()) if (i !== 2) t.true(Math.abs(v - (want.logProbs[k] as number)) < 1e-4)
-    document = [...document, text(said(got))]
+    document = [...document, ...said(got)]
   }
   p.dispose()
 })

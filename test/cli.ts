@@ -125,6 +125,65 @@ test.serial('paint writes the picture', async (t) => {
   t.deepEqual(readFileSync(output), await encodePng(want))
 })
 
+test.serial('paint takes sizes', async (t) => {
+  const { model } = await checkpoint()
+  using p = await loadModel(model)
+  const output = join(folder, 'wide.png')
+  const size = ['--width', '96', '--height', '32', '--tiling', '--json']
+  const run = deem('paint', 'a license', '-m', model, '-o', output, '--steps', '2', ...size)
+  t.deepEqual(JSON.parse(run.stdout), { output, width: 96, height: 32, seed: 0 })
+  const want = await p.generateImage('a license', { steps: 2, width: 96, height: 32 })
+  t.deepEqual(readFileSync(output), await encodePng(want))
+})
+
+test.serial('ask and chat take templates', async (t) => {
+  const { model, picture } = await checkpoint()
+  using p = await loadModel(model)
+  const jinja = "{% for m in messages %}Q: {{ m['content'] }} A:{% endfor %}"
+  const file = join(folder, 'own.jinja')
+  writeFileSync(file, jinja)
+  for (const [name, template] of [['vqa', 'vqa'] as const, [file, { jinja }] as const]) {
+    using chat = new Chat(p, { template })
+    const want = await chat.ask([image(picture), text('What?')], { maxTokens: 5 })
+    const run = deem('ask', picture, 'What?', '-m', model, '--max-tokens', '5', '--json', '--template', name)
+    t.deepEqual(JSON.parse(run.stdout), want, name)
+  }
+  using chat = new Chat(p, { template: 'vicuna' })
+  const want = await chat.ask('What?', { maxTokens: 5 })
+  const flags = ['-m', model, '--max-tokens', '5', '--template', 'vicuna']
+  t.is(deemWith('What?\n', 'chat', ...flags).stdout, `${want.text}\n`)
+})
+
+test.serial('chat writes the pictures that the model paints, beside those that are there', async (t) => {
+  const { model: from } = await checkpoint()
+  const model = join(folder, 'painter')
+  cpSync(from, model, { recursive: true })
+  {
+    // One that always wants to show something.
+    using p = await loadModel(from)
+    const { soi } = p.tokenizer.ids
+    const bias = p.model.read('text_decoder.head.bias').toFloat32()
+    bias[soi] = 1e3
+    p.model.assign('text_decoder.head.bias', tensor(bias, [bias.length]))
+    await p.model.save(join(model, 'model.safetensors'))
+  }
+  using p = await loadModel(model)
+  using chat = new Chat(p)
+  const pictures: Picture[] = []
+  for (const turn of ['Paint', 'More'])
+    for await (const piece of chat.generate(turn)) if (piece.type === 'image') pictures.push(piece.image)
+  const dir = join(folder, 'shown')
+  mkdirSync(dir)
+  writeFileSync(join(dir, '0001.png'), 'there before')
+  const run = deemWith('Paint\nMore\n', 'chat', '-m', model, '--pictures', dir)
+  const files = ['0002.png', '0003.png'].map((name) => join(dir, name))
+  t.is(run.stdout, files.map((file) => `[${file}]\n`).join(''), run.stderr)
+  for (const [i, file] of files.entries()) t.deepEqual(readFileSync(file), await encodePng(pictures[i] as Picture))
+  t.is(readFileSync(join(dir, '0001.png'), 'utf8'), 'there before')
+  // Without a folder it says nothing, as it has nothing but pictures to say.
+  t.is(deemWith('Paint\n', 'chat', '-m', model).stdout, '\n')
+})
+
 test.serial('models and pictures that are not there, and flags that make no sense', async (t) => {
   const { model, picture } = await checkpoint()
   const cases: [number, RegExp, string[]][] = [
@@ -134,6 +193,14 @@ test.serial('models and pictures that are not there, and flags that make no sens
     [2, /whole number/, ['caption', picture, '-m', model, '--max-tokens', '0']],
     [2, /number of at least 0/, ['ask', picture, 'What?', '-m', model, '--temperature', 'hot']],
     [2, /Allowed choices/, ['paint', 'x', '-m', model, '--sampler', 'heun']],
+    [2, /known are plain, vicuna, vqa, own/, ['ask', picture, 'What?', '-m', model, '--template', 'mine']],
+    [
+      1,
+      /^ERR_IO: .*nowhere\.jinja/,
+      ['ask', picture, 'What?', '-m', model, '--template', join(folder, 'nowhere.jinja')],
+    ],
+    [1, /^ERR_CONFIG: .*template/, ['ask', picture, 'What?', '-m', model, '--template', 'own']],
+    [1, /^ERR_CONFIG: .*multiple of 8/, ['paint', 'x', '-m', model, '--width', '60', '-o', join(folder, 'no.png')]],
     [1, /^ERR_VALUE: .*1\.\.1000/, ['paint', 'x', '-m', model, '--steps', '1001', '-o', join(folder, 'no.png')]],
   ]
   for (const [status, says, args] of cases) {

@@ -2,6 +2,7 @@
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import {
+  Chat,
   image,
   memory,
   type Picture,
@@ -11,8 +12,10 @@ import {
   type TextDelta,
   type TextResult,
   Tokenizer,
+  tensor,
   text,
 } from 'deem'
+import { promptInputs } from '../dist/pipeline/prompt.js'
 import { TextStream } from '../dist/pipeline/text-stream.js'
 import { collect } from './_harness/memory.js'
 import { nano, nanoConfig } from './_harness/nano.js'
@@ -135,6 +138,48 @@ test('pictures, embeddings and reconstructions have their shapes and follow thei
   p.dispose()
 })
 
+test('a picture from another one, whole or within a region, of any size', async (t) => {
+  const p = await pipeline()
+  const [width, height] = [96, 40]
+  const from = noise(6, height, width)
+  const painting = { steps: 5, seed: 2, width, height }
+  const free = await p.generateImage('a license', painting)
+  t.deepEqual(free.shape, [height, width, 3])
+  t.deepEqual(await p.generateImage('a license', { ...painting, picture: from }), free, 'all of it is noise')
+  // As the model paints it when it is given tensors.
+  const inputs = await promptInputs([[text('a license'), image(noise(0))]], tokenizer, p.geometry)
+  const which = tensor([0], [1], 'i64')
+  const picture = tensor(from.data, [1, height, width, 3])
+  const box = [8, 0, 40, 16] as const
+  const inside = Float32Array.from({ length: width * height }, (_, i) => {
+    const [x, y] = [i % width, Math.floor(i / width)]
+    return x >= 8 && x < 48 && y < 16 ? 1 : 0
+  })
+  const repaint = tensor(inside, [1, height, width, 1])
+  for (const how of [{ strength: 0.4 }, { strength: 1 }, { strength: 0.7, tiling: { size: 32 } }]) {
+    const options = { ...painting, ...how }
+    const want = await p.model.paint({ ...inputs, which, picture }, options)
+    t.deepEqual((await p.generateImage('a license', { ...options, picture: from })).data, want.toFloat32())
+    const part = await p.model.paint({ ...inputs, which, picture, repaint }, options)
+    const got = await p.generateImage('a license', { ...options, picture: from, repaint: { box } })
+    t.deepEqual(got.data, part.toFloat32())
+    t.notDeepEqual(part.toFloat32(), want.toFloat32())
+  }
+  // Of another shape it is brought to the painted one first.
+  const small = noise(7, 30, 20)
+  const cut = await p.generateImage('a license', { ...painting, picture: small, strength: 0.4 })
+  const all = await p.generateImage('a license', { ...painting, picture: small, strength: 0.4, fit: 'stretch' })
+  t.deepEqual([cut.shape, all.shape], [free.shape, free.shape])
+  t.notDeepEqual(cut.data, all.data)
+  t.deepEqual((await p.reconstruct(small, painting)).shape, [height, width, 3])
+  for (const bad of [{ width: 60 }, { width: 2 ** 40 }, { height: 0 }, { height: 1.5 }])
+    for (const start of [{}, { picture: from }])
+      await t.throwsAsync(p.generateImage('x', { ...bad, ...start }), { code: 'ERR_CONFIG' }, JSON.stringify(bad))
+  await t.throwsAsync(p.generateImage('x', { repaint: { box } }), { code: 'ERR_VALUE', message: /picture whose rest/ })
+  await t.throwsAsync(p.generateImage('x', { picture: new Uint8Array(3) }), { code: 'ERR_FORMAT' })
+  p.dispose()
+})
+
 test('interleaved: text and pictures alternate, no more than asked for', async (t) => {
   const p = await pipeline()
   const run = async (options: object) => {
@@ -172,6 +217,13 @@ test.serial('what is left in the middle, or aborted, leaves nothing behind', asy
     const picture = p.generateImage(prompt, { steps: 500, signal: paint.signal })
     setTimeout(() => paint.abort(reason), 5 * i)
     await t.throwsAsync(picture, { is: reason })
+    const both = new AbortController()
+    const mode = { mode: 'image', painting: { steps: 500 }, signal: both.signal } as const
+    using chat = new Chat(p)
+    const pieces = i % 2 === 0 ? p.generate(prompt, mode) : chat.generate(prompt, mode)
+    setTimeout(() => both.abort(reason), 20 * i)
+    await t.throwsAsync(pieces.next(), { is: reason })
+    for await (const _ of p.generate(prompt, { mode: 'image', painting: { steps: 1 } })) break
   }
   await collect()
   t.true(memory().current <= before, `${memory().current} above ${before}`)

@@ -180,15 +180,20 @@ Deem::Prepared Deem::prepare(const TensorMap& inputs, Mode mode) const {
   return p;
 }
 
-Deem::ImageContext Deem::image_context(const Prepared& p, const Tensor& hidden, Mode mode) const {
+Deem::ImageContext Deem::read_context(const Tensor& states, const Contexts& contexts, Mode mode) const {
   ImageContext out;
-  Contexts contexts = image_contexts(p.starts);
-  int64_t longest = contexts.index.size(1), width = hidden.size(2);
+  int64_t longest = contexts.index.size(1), width = states.size(1);
   check<ShapeError>(longest <= c_.seq_len, "[deem] a context of ", longest, " positions exceeds seq_len ", c_.seq_len);
-  Tensor states = gather_rows(reshape(hidden, {hidden.size(0) * hidden.size(1), width}), contexts.index);
-  out.features = add(context_feat_proj_(states), cast(sincos_1d(width, longest), hidden.dtype()));
+  Tensor read = gather_rows(states, contexts.index);
+  out.features = add(context_feat_proj_(read), cast(sincos_1d(width, longest), states.dtype()));
   out.keep = contexts.keep;
   out.cond = image_perceiver_(out.features, out.keep, mode);
+  return out;
+}
+
+Deem::ImageContext Deem::image_context(const Prepared& p, const Tensor& hidden, Mode mode) const {
+  Tensor states = reshape(hidden, {hidden.size(0) * hidden.size(1), hidden.size(2)});
+  ImageContext out = read_context(states, image_contexts(p.starts), mode);
   History history = image_history(p.starts, c_.compat.whole_history);
   out.history_mask = history.mask;
   for (const Tensor& m : p.seen.maps) out.history.push_back(gather_rows(m, history.index));

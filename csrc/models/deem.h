@@ -110,6 +110,8 @@ class Deem : public Model {
     std::vector<Tensor> history;  // per map [N, K, h, w, D]
   };
   ImageContext image_context(const Prepared& p, const Tensor& hidden, Mode mode) const;
+  // The same without the history. states [B * L, C].
+  ImageContext read_context(const Tensor& states, const Contexts& contexts, Mode mode) const;
   Tensor visible_mask(const TensorMap& inputs) const;
 
   TensorMap train(const TensorMap& inputs, const Json& options) const;

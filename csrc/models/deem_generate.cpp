@@ -99,7 +99,7 @@ std::unique_ptr<Model> Deem::open(const std::string& kind, const TensorMap& inpu
   if (kind == "text") return std::make_unique<TextSession>(std::static_pointer_cast<Deem>(self), inputs, options);
   auto picture = [&](Conditions c) {
     return std::make_unique<PictureSession>(self, visual_.encoder, std::move(c), inputs,
-                                            PictureOptions(Config(options, kind)));
+                                            PictureOptions(Config(options, kind), visual_.encoder));
   };
   if (kind == "picture") return picture(painting(inputs));
   if (kind == "reconstruction") return picture(reconstruction(inputs));

@@ -138,14 +138,18 @@ static Tensor self_attention(const Llama::Layer& l, const LlamaConfig& c, const 
   return l.o_proj(reshape(attention(q, k, v, pass.keep, {.causal = true}), {batch, length, c.hidden_size}));
 }
 
-// features undefined: the images of the state, or none.
+// features: of images that the state does not know yet, or undefined.
 static Tensor run_layer(const Llama::Layer& l, const LlamaConfig& c, Tensor x, const Tensor& features, const Pass& pass,
                         LayerState* state) {
   x = add(x, self_attention(l, c, l.input_norm(x), pass, state));
   if (l.cross && pass.relative) {
     const Llama::Layer::Cross& cross = *l.cross;
-    Tensor value = features ? cross.attn.project(cross.norm2(features)) : state->image_value;
-    if (state) state->image_value = value;
+    Tensor value = features ? cross.attn.project(cross.norm2(features)) : Tensor();
+    if (state) {
+      if (!value) value = state->image_value;
+      else if (state->image_value) value = cat({state->image_value, value}, 1);
+      state->image_value = value;
+    }
     Tensor y = cross.attn.attend(cross.norm1(x), pass.centre, value, pass.levels, pass.relative);
     x = add(x, mul(y, tanh(cross.gate)));
   }
@@ -214,11 +218,13 @@ LlamaOutput Llama::forward(const Tensor& embeds, const MaybeTensor& keep, const 
       x = run_layer(layers[i], config, x, seen, pass, nullptr);
     }
   }
+  out.last_hidden = norm(x);
   if (state) {
+    if (state->keeps_hidden_)
+      state->extend(state->hidden_, reshape(out.last_hidden, {batch, length, 1, config.hidden_size}));
     state->image_values_ = std::move(image_values);
     state->length_ += length;
   }
-  out.last_hidden = norm(x);
   return out;
 }
 

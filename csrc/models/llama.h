@@ -31,10 +31,12 @@ class LlamaState {
   bool has_images() const { return !image_values_.empty() && image_values_[0]; }  // layer 0 always looks at them
   // Room for so many positions in all; without it the room doubles when it is full.
   void reserve(int64_t positions) { reserved_ = positions; }
-  void truncate(int64_t length);    // forgets what came after the first `length` positions
-  void select(const Tensor& rows);  // row i becomes row rows[i] (i64), e.g. of surviving beams
-  Tensor keys(size_t layer) const;  // [B, length, Hkv, head size], after RoPE; a view
+  void keep_hidden() { keeps_hidden_ = true; }  // of all positions; to be said before the first
+  void truncate(int64_t length);                // forgets what came after the first `length` positions
+  void select(const Tensor& rows);              // row i becomes row rows[i] (i64), e.g. of surviving beams
+  Tensor keys(size_t layer) const;              // [B, length, Hkv, head size], after RoPE; a view
   Tensor values(size_t layer) const;
+  Tensor hidden() const;  // [B, length, C] after the final norm, where they are kept
   // Starts from keys and values of a layer [B, T, Hkv, head size], equal T in all layers.
   void put(size_t layer, const Tensor& keys, const Tensor& values);
 
@@ -47,6 +49,8 @@ class LlamaState {
   Tensor extend(Tensor& buffer, const Tensor& x) const;
 
   std::vector<Layer> layers_;
+  Tensor hidden_;  // [B, room, 1, C]
+  bool keeps_hidden_ = false;
   Tensors image_values_;  // per layer [B, N, S, D] as MMFS samples them; undefined where a layer sees no images
   int64_t length_ = 0, reserved_ = 0;
 };

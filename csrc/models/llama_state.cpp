@@ -9,6 +9,11 @@ namespace deem {
 Tensor LlamaState::keys(size_t layer) const { return slice(layers_[layer].keys, 1, 0, length_); }
 Tensor LlamaState::values(size_t layer) const { return slice(layers_[layer].values, 1, 0, length_); }
 
+Tensor LlamaState::hidden() const {
+  check<ValueError>(keeps_hidden_ && length_ > 0, "[llama] the state keeps no hidden states");
+  return reshape(slice(hidden_, 1, 0, length_), {hidden_.size(0), length_, hidden_.size(3)});
+}
+
 Tensor LlamaState::extend(Tensor& buffer, const Tensor& x) const {
   no_gradient("llama with a state", x, {x});
   int64_t batch = x.size(0), end = length_ + x.size(1);
@@ -39,16 +44,18 @@ void LlamaState::truncate(int64_t length) {
 }
 
 void LlamaState::select(const Tensor& rows) {
-  for (Layer& l : layers_)
-    for (Tensor* t : {&l.keys, &l.values}) {
-      // What lies beyond the length is room, not content.
-      Tensor kept = gather_rows(contiguous(slice(*t, 1, 0, length_)), rows), wider = kept;
-      if (t->size(1) > length_) {
-        wider = Tensor::empty({rows.size(0), t->size(1), t->size(2), t->size(3)}, t->dtype(), t->device());
-        copy_into(slice(wider, 1, 0, length_), kept);
-      }
-      *t = wider;
+  std::vector<Tensor*> buffers;
+  for (Layer& l : layers_) buffers.insert(buffers.end(), {&l.keys, &l.values});
+  if (keeps_hidden_) buffers.push_back(&hidden_);
+  for (Tensor* t : buffers) {
+    // What lies beyond the length is room, not content.
+    Tensor kept = gather_rows(contiguous(slice(*t, 1, 0, length_)), rows), wider = kept;
+    if (t->size(1) > length_) {
+      wider = Tensor::empty({rows.size(0), t->size(1), t->size(2), t->size(3)}, t->dtype(), t->device());
+      copy_into(slice(wider, 1, 0, length_), kept);
     }
+    *t = wider;
+  }
   for (Tensor& t : image_values_)
     if (t) t = gather_rows(t, rows);
 }

@@ -49,8 +49,7 @@ static Tensor pixel_centres(int64_t h, int64_t w, DType dtype) {
 Tensor MmfsNet::Block::operator()(const Tensor& x, const Tensor& features, const LevelShapes& shapes,
                                   const Tensor& mask) const {
   int64_t n = x.size(0), h = x.size(1), w = x.size(2), c = x.size(3);
-  check<ShapeError>(h == w, "[mmfs_net] residuals must be square but one is ", h, " x ", w);
-  Tensor query = add(query_norm(reshape(x, {n, h * w, c})), resample_table(pos_embed, h * w));
+  Tensor query = add(query_norm(reshape(x, {n, h * w, c})), resample_grid(pos_embed, h, w));
   Tensor y = mmfs(query, pixel_centres(h, w, x.dtype()), feat_norm(features), shapes, mask);
   return conv(reshape(y, x.shape()));
 }

@@ -20,7 +20,8 @@ struct MmfsNet {
     Tensor pos_embed;  // [grid * grid, C], saved, never trained
     Conv2d conv;
     Block(const Scope& s, int64_t query_dim, int64_t feature_dim, const MmfsNetConfig& c, int64_t base_side);
-    // x [N, h, w, C] square, features [N, K, S, D], mask [N, K] -> what is added to x
+    // x [N, h, w, C] of any sides: the position table is resampled to them, places in the pictures count in 0..1, and offsets are
+    // fractions of the whole (pixels of the base sides) as at the size the model was trained at. [N, K, S, D], mask [N, K] -> what is added to x
     Tensor operator()(const Tensor& x, const Tensor& features, const LevelShapes& shapes, const Tensor& mask) const;
   };
 

@@ -7,11 +7,23 @@
 
 namespace deem {
 
-PictureOptions::PictureOptions(const Config& c)
+static constexpr int64_t kMostPixels = int64_t(1) << 26;
+
+PictureOptions::PictureOptions(const Config& c, const Denoiser& denoiser)
     : sampler(SamplerConfig::read(c)),
       guidance(c.number("guidance", 3.5)),
       strength(c.number("strength", 1)),
-      seeds(c.integers("seeds", std::vector<int64_t>{})) {
+      seeds(c.integers("seeds", std::vector<int64_t>{})),
+      height(c.integer("height", denoiser.sample_size * denoiser.vae.factor())),
+      width(c.integer("width", denoiser.sample_size * denoiser.vae.factor())),
+      tiling(Tiling::read(c, denoiser.vae.factor())) {
+  // The UNet takes latents of any sides: on its way up it goes back to the sizes it had on its way down.
+  for (auto [name, side] : {std::pair{"height", height}, {"width", width}})
+    check<ConfigError>(side > 0 && side % denoiser.vae.factor() == 0, "config '", c.path(), ".", name,
+                       "' must be a positive multiple of ", denoiser.vae.factor(),
+                       " pixels, which the VAE makes one latent, but is ", side);
+  check<ConfigError>(height <= kMostPixels / width, "config '", c.path(), "': pictures must have at most ", kMostPixels,
+                     " pixels but this one has ", width, " x ", height);
   check<ConfigError>(strength > 0 && strength <= 1, "config '", c.path(),
                      ".strength' must be above 0 and at most 1 but is ", strength);
   c.finish();
@@ -30,9 +42,12 @@ PictureSession::PictureSession(std::shared_ptr<Model> owner, const Denoiser& den
       conditions_(with_guidance(std::move(conditions), o.guidance)),
       guided_(denoiser.unet, conditions_),
       sampler_(denoiser.schedule, o.sampler),
-      seeds_(o.seeds) {
-  int64_t n = conditions_.context.size(0), side = denoiser.sample_size, channels = denoiser.vae.config.latent_channels;
-  Shape shape{n, side, side, channels};
+      seeds_(o.seeds),
+      height_(o.height / denoiser.vae.factor()),
+      width_(o.width / denoiser.vae.factor()),
+      tiling_(o.tiling) {
+  int64_t n = conditions_.context.size(0);
+  Shape shape{n, height_, width_, denoiser.vae.config.latent_channels};
   MaybeTensor given = optional_input(inputs, "latent"), picture = optional_input(inputs, "picture"),
               repaint = optional_input(inputs, "repaint");
   check<ConfigError>(seeds_.empty() || int64_t(seeds_.size()) == n,
@@ -46,18 +61,17 @@ PictureSession::PictureSession(std::shared_ptr<Model> owner, const Denoiser& den
   check<ConfigError>(o.strength == 1 || picture, "config 'picture.strength' needs a picture to start from");
   check<ValueError>(!repaint || picture, "[picture] repaint needs the picture whose rest is kept");
   if (picture) {
-    int64_t pixels = side << (denoiser.vae.config.block_out_channels.size() - 1);
-    Shape whole{n, pixels, pixels, denoiser.vae.config.in_channels};
+    Shape whole{n, o.height, o.width, denoiser.vae.config.in_channels};
     check<ShapeError>(picture->shape() == whole, "[picture] picture must be ", whole, " but has shape ",
                       picture->shape());
     check<DTypeError>(is_float(picture->dtype()), "[picture] picture must be floating but is ", picture->dtype());
-    Tensor mean = denoiser.vae.encode(add_scalar(mul_scalar(*picture, 2), -1)).first;
+    Tensor mean = denoiser.vae.encode(add_scalar(mul_scalar(*picture, 2), -1), tiling_).first;
     kept_ = mul_scalar(mean, denoiser.vae.config.scaling_factor);
     if (repaint) {
       whole[3] = 1;
       check<ShapeError>(repaint->shape() == whole, "[picture] repaint must be ", whole, " but has shape ",
                         repaint->shape());
-      repaint_ = cast(greater(resize_bilinear(cast(*repaint, DType::f32), side, side), 0), DType::f32);
+      repaint_ = cast(greater(resize_bilinear(cast(*repaint, DType::f32), height_, width_), 0), DType::f32);
     }
     int64_t steps = sampler_.evaluations();
     next_ = std::min(steps - 1, steps - std::max(int64_t(1), int64_t(std::llround(double(steps) * o.strength))));
@@ -67,11 +81,11 @@ PictureSession::PictureSession(std::shared_ptr<Model> owner, const Denoiser& den
 }
 
 Tensor PictureSession::drawn(int64_t stream) const {
-  int64_t side = denoiser_.sample_size;
+  Shape one{1, height_, width_, denoiser_.vae.config.latent_channels};
   Tensors each;
-  for (int64_t seed : seeds_)
-    each.push_back(randn({1, side, side, denoiser_.vae.config.latent_channels}, seed, stream));
-  return each.empty() ? Tensor::empty({0, side, side, denoiser_.vae.config.latent_channels}) : cat(each, 0);
+  for (int64_t seed : seeds_) each.push_back(randn(one, seed, stream));
+  one[0] = 0;
+  return each.empty() ? Tensor::empty(one) : cat(each, 0);
 }
 
 // A clean latent with the noise that a state has before an evaluation; after the last one none.
@@ -114,7 +128,7 @@ TensorMap PictureSession::call(const std::string& method, const TensorMap& input
     return {{"timesteps", t}, {"next", Tensor::full({}, double(next_), DType::i64)}};
   }
   if (method == "decode") {
-    Tensor decoded = denoiser_.vae.decode(x_);
+    Tensor decoded = denoiser_.vae.decode(x_, tiling_);
     return {{"image", clamp(add_scalar(mul_scalar(decoded, 0.5), 0.5), 0, 1)}};
   }
   if (method == "conditions") return {{"cond", conditions_.context}};

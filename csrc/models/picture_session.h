@@ -10,8 +10,11 @@ struct PictureOptions {
   double guidance;
   double strength;  // how much of the way is gone from a given picture: 1 from noise alone, near 0 hardly changes it
   std::vector<int64_t> seeds;  // of the noise, one a picture
+  int64_t height, width;       // pixels
+  MaybeTiling tiling;          // of the VAE
 
-  explicit PictureOptions(const Config& c);  // all keys; finishes
+  PictureOptions(const Config& c,
+                 const Denoiser& denoiser);  // all keys; finishes. Sizes default to those the model was trained at.
 };
 
 class PictureSession : public Model {
@@ -37,6 +40,8 @@ class PictureSession : public Model {
   Sampler sampler_;
   std::vector<int64_t> seeds_;
   Tensor x_, start_noise_;
+  int64_t height_, width_;  // of the latents
+  MaybeTiling tiling_;
   MaybeTensor kept_, repaint_;  // latent of the given picture; 1 where it is painted anew
   int64_t next_ = 0;
 };

@@ -6,6 +6,7 @@
 
 #include "core/engine.h"
 #include "core/rng.h"
+#include "models/picture_session.h"
 #include "models/token_choice.h"
 
 namespace deem {
@@ -31,6 +32,7 @@ TextSession::TextSession(std::shared_ptr<Deem> deem, const TensorMap& inputs, co
   int64_t copies = o.positive("copies", 1), reserve = o.integer("reserve", 0);
   o.finish();
   check<ConfigError>(reserve >= 0, "config 'text.reserve' must not be negative but is ", reserve);
+  state_.keep_hidden();
   feed(inputs, true);
   state_.reserve(state_.length() + reserve);
   if (copies == 1) return;
@@ -52,7 +54,7 @@ void TextSession::feed(const TensorMap& inputs, bool first) {
     check<ValueError>(keep.data<int64_t>()[(b + 1) * length - 1] != 0,
                       "[text] prompts must be padded on the left, but row ", b, " ends in padding");
   Deem::Prepared p = deem_->prepare(inputs, {});
-  Tensor visibility = p.visibility, features = p.features, all = first ? keep : cat({keep_, keep}, 1);
+  Tensor visibility = p.visibility, all = first ? keep : cat({keep_, keep}, 1);
   bool news = p.starts.images() > 0;
   if (!first) {
     // Earlier images stay in sight until a bos.
@@ -67,13 +69,20 @@ void TextSession::feed(const TensorMap& inputs, bool first) {
       }
     }
     visibility = cat({old, visibility}, 2);
-    features = cat({features_, features}, 1);
   }
-  LlamaOutput y = deem_->llm_.forward(p.embeds, all, first || news ? MaybeTensor(features) : MaybeTensor(), visibility,
-                                      running_positions(all, first ? 0 : keep_.size(1)), {}, &state_);
+  auto shown = shown_;
+  shown.resize(size_t(count));
+  for (int64_t i = 0; i < p.starts.images(); i++) {
+    auto& row = shown[size_t(p.starts.row[size_t(i)])];
+    if (!deem_->c_.compat.whole_history) row.clear();
+    row.emplace_back();
+    for (size_t level = 0; level < 4; level++) row.back()[level] = slice(p.seen.maps[level], 0, i, i + 1).clone();
+  }
+  LlamaOutput y = deem_->llm_.forward(p.embeds, all, first || news ? MaybeTensor(p.features) : MaybeTensor(),
+                                      visibility, running_positions(all, first ? 0 : keep_.size(1)), {}, &state_);
   // From here on nothing throws: a call that fails leaves the session as it was.
   visibility_ = contiguous(slice(visibility, 1, length - 1, length));
-  features_ = features;
+  shown_ = std::move(shown);
   keep_ = all;
   fixed_ = state_.length();
   held_.resize(size_t(count));
@@ -92,26 +101,44 @@ void TextSession::look(const Tensor& hidden) {
   logits_ = contiguous(reshape(logits, {logits.size(0), logits.size(2)}));
 }
 
-// States of new text ids [R, n] with their keep.
-Tensor TextSession::forward(const Tensor& ids, const Tensor& keep) {
+// States of new text [R, n, C] with its keep [R, n].
+Tensor TextSession::forward(const Tensor& embeds, const Tensor& keep) {
   Tensor all = cat({keep_, keep}, 1);
-  Shape seen{rows(), ids.size(1), visibility_.size(2)};
-  Tensor hidden =
-      deem_->llm_
-          .forward(embedding(deem_->llm_.embed_tokens, ids), all, {}, contiguous(broadcast_to(visibility_, seen)),
-                   running_positions(all, keep_.size(1)), {}, &state_)
-          .last_hidden;
+  Shape seen{rows(), embeds.size(1), visibility_.size(2)};
+  Tensor hidden = deem_->llm_
+                      .forward(embeds, all, {}, contiguous(broadcast_to(visibility_, seen)),
+                               running_positions(all, keep_.size(1)), {}, &state_)
+                      .last_hidden;
   keep_ = all;
   return hidden;
 }
 
+Tensor TextSession::peek(const Tensor& embeds, const Tensor& keep, const std::function<Tensor(const Tensor&)>& f) {
+  Tensor before = keep_;
+  int64_t length = state_.length();
+  auto forget = [&] {
+    keep_ = before;
+    state_.truncate(length);
+  };
+  try {
+    Tensor y = f(forward(embeds, keep));
+    forget();
+    return y;
+  } catch (...) {
+    forget();
+    throw;
+  }
+}
+
 void TextSession::select(const Tensor& order) {
   state_.select(order);
-  for (Tensor* t : {&keep_, &visibility_, &features_, &logits_})
+  for (Tensor* t : {&keep_, &visibility_, &logits_})
     if (*t) *t = gather_rows(*t, order);
   std::vector<std::vector<int64_t>> held;
-  for (int64_t r : order.values<int64_t>()) held.push_back(held_[size_t(r)]);
+  std::vector<std::vector<std::array<Tensor, 4>>> shown;
+  for (int64_t r : order.values<int64_t>()) held.push_back(held_[size_t(r)]), shown.push_back(shown_[size_t(r)]);
   held_ = std::move(held);
+  shown_ = std::move(shown);
 }
 
 void TextSession::check_text(const Tensor& ids) const {
@@ -145,7 +172,8 @@ void TextSession::step(const TensorMap& inputs) {
     if (!same) select(from);
   }
   if (!column) return;
-  look(forward(reshape(column, {rows(), 1}), Tensor::full({rows(), 1}, 1, DType::i64)));
+  look(forward(embedding(deem_->llm_.embed_tokens, reshape(column, {rows(), 1})),
+               Tensor::full({rows(), 1}, 1, DType::i64)));
   for (int64_t r = 0; r < rows(); r++) held_[size_t(r)].push_back(column.data<int64_t>()[r]);
 }
 
@@ -235,13 +263,12 @@ TensorMap TextSession::score(const TensorMap& inputs) {
   Tensor keep = checked_keep(input(inputs, "keep"), ids);
   check<ValueError>(logits_.defined(), "[text] after a truncation something must be appended first");
   check_text(ids);
-  int64_t n = ids.size(1), width = deem_->c_.txt_vocab_size, length = state_.length();
+  int64_t n = ids.size(1), width = deem_->c_.txt_vocab_size;
   Tensor out = Tensor::empty({rows(), n}), logits;
   if (n > 1) {
-    Tensor before = keep_;
-    logits = contiguous(cast(deem_->head_(forward(slice(ids, 1, 0, n - 1), slice(keep, 1, 0, n - 1))), DType::f32));
-    keep_ = before;
-    state_.truncate(length);
+    Tensor embeds = embedding(deem_->llm_.embed_tokens, slice(ids, 1, 0, n - 1));
+    logits = peek(embeds, slice(keep, 1, 0, n - 1),
+                  [this](const Tensor& hidden) { return contiguous(cast(deem_->head_(hidden), DType::f32)); });
   }
   for (int64_t r = 0; r < rows(); r++)
     for (int64_t i = 0; i < n; i++) {
@@ -265,6 +292,65 @@ void TextSession::truncate(int64_t length) {
   keep_ = contiguous(slice(keep_, 1, 0, length));
   logits_ = {};
   for (auto& ids : held_) ids.resize(ids.size() - size_t(gone));
+}
+
+// What each row would paint next.
+Conditions TextSession::painting() {
+  const Deem& d = *deem_;
+  int64_t n = rows(), length = state_.length();
+  // The start-of-image token that would come is read, and forgotten again: it comes for good with its picture.
+  Tensor soi = add(embedding(d.llm_.embed_tokens, Tensor::full({n, 1}, double(d.c_.tokens.soi), DType::i64)),
+                   reshape(d.soi_token_, {1, 1, d.c_.llm.hidden_size}));
+  Tensor one = Tensor::full({n, 1}, 1, DType::i64), keep = cat({keep_, one}, 1);
+  Tensor hidden = peek(soi, one, [this](const Tensor&) { return contiguous(state_.hidden()); });
+
+  // Newest first, and without padding: a row paints what it would alone.
+  std::vector<std::vector<int64_t>> columns(static_cast<size_t>(n));
+  size_t longest = 0;
+  for (int64_t r = 0; r < n; r++) {
+    for (int64_t at = (r + 1) * (length + 1); at-- > r * (length + 1);)
+      if (keep.data<int64_t>()[at]) columns[size_t(r)].push_back(at);
+    longest = std::max(longest, columns[size_t(r)].size());
+  }
+  Contexts contexts{Tensor::full({n, int64_t(longest)}, -1, DType::i64),
+                    Tensor::zeros({n, int64_t(longest)}, DType::i64)};
+  for (int64_t r = 0; r < n; r++) {
+    const auto& row = columns[size_t(r)];
+    std::copy(row.begin(), row.end(), contexts.index.data<int64_t>() + r * int64_t(longest));
+    std::fill_n(contexts.keep.data<int64_t>() + r * int64_t(longest), row.size(), 1);
+  }
+
+  size_t most = 0;
+  for (auto& row : shown_) most = std::max(most, row.size());
+  Tensor index = Tensor::full({n, int64_t(most)}, -1, DType::i64), mask = Tensor::zeros(index.shape(), DType::i64);
+  std::array<Tensors, 4> levels;
+  for (int64_t r = 0; r < n; r++) {
+    const auto& row = shown_[size_t(r)];
+    for (size_t k = 0; k < row.size(); k++) {
+      int64_t at = r * int64_t(most) + int64_t(k);
+      index.data<int64_t>()[at] = int64_t(levels[0].size());
+      mask.data<int64_t>()[at] = 1;
+      for (size_t level = 0; level < 4; level++) levels[level].push_back(row[k][level]);
+    }
+  }
+  Tensors maps;
+  for (const Tensors& level : levels)
+    maps.push_back(most > 0 ? gather_rows(cat(level, 0), index)
+                            : Tensor::zeros({n, 0, 1, 1, d.c_.image_embed_dim}, hidden.dtype()));
+  Tensor states = reshape(hidden, {n * (length + 1), d.c_.llm.hidden_size});
+  return {d.read_context(states, contexts, {}).cond, d.neg_prompt_embeds_,
+          MmfsInputs{&d.visual_.encoder.mmfs, maps, mask}};
+}
+
+std::unique_ptr<Model> TextSession::open(const std::string& kind, const TensorMap& inputs, const Json& options,
+                                         const std::shared_ptr<Model>&) {
+  check<ValueError>(kind == "picture", "texts have no sessions of kind '", kind, "', known is picture");
+  static const std::vector<std::string> known{"latent", "picture", "repaint"};
+  for (auto& [name, unused] : inputs)
+    check<ValueError>(std::find(known.begin(), known.end(), name) != known.end(), "[text] there is no input '", name,
+                      "'; the nearest name is '", nearest_name(name, known), "'");
+  PictureOptions o(Config(options, kind), deem_->visual_.encoder);
+  return std::make_unique<PictureSession>(deem_, deem_->visual_.encoder, painting(), inputs, o);
 }
 
 TensorMap TextSession::call(const std::string& method, const TensorMap& inputs, const Json& options) {

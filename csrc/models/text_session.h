@@ -22,6 +22,9 @@ class TextSession : public Model {
   // length: -> length, a scalar. truncate: {length}: forgets the tokens after it, at most those since the last append; then
   //   something must be appended before the session can say what comes next.
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override;
+  // picture: a PictureSession of what each row would show next. Nothing is appended.
+  std::unique_ptr<Model> open(const std::string& kind, const TensorMap& inputs, const Json& options,
+                              const std::shared_ptr<Model>& self) override;
 
  private:
   void feed(const TensorMap& inputs, bool first);
@@ -29,7 +32,10 @@ class TextSession : public Model {
   void select(const Tensor& rows);
   void look(const Tensor& hidden);  // scores after the last position
   void check_text(const Tensor& ids) const;
-  Tensor forward(const Tensor& ids, const Tensor& keep);
+  Tensor forward(const Tensor& embeds, const Tensor& keep);
+  // What f makes of the states of text of which nothing stays, whether it fails or not.
+  Tensor peek(const Tensor& embeds, const Tensor& keep, const std::function<Tensor(const Tensor& hidden)>& f);
+  Conditions painting();
   std::span<float> row(const Tensor& t, int64_t r) const;
   TensorMap next(const TensorMap& inputs, const Json& options);
   TensorMap beam(const TensorMap& inputs, const Json& options);
@@ -41,10 +47,11 @@ class TextSession : public Model {
   LlamaState state_;
   Tensor keep_;                             // [R, length] i64
   Tensor visibility_;                       // [R, 1, N]: what the last position may look at
-  Tensor features_;                         // [R, N, S, D]
   Tensor logits_;                           // [R, V] f32; undefined after a truncation
   std::vector<std::vector<int64_t>> held_;  // text ids of each row, in order
   int64_t fixed_ = 0;                       // positions that cannot be taken back
+  // Of each row the pictures that the next one may look at, nearest last; their maps [1, h, w, D].
+  std::vector<std::vector<std::array<Tensor, 4>>> shown_;
 };
 
 }  // namespace deem

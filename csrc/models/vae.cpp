@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/engine.h"
 #include "core/rng.h"
+#include "ops/view.h"
 
 namespace deem {
 
@@ -100,31 +102,116 @@ Vae::Vae(const Scope& s, const VaeConfig& c)
       quant_conv(conv(s / "quant_conv", 2 * c.latent_channels, 2 * c.latent_channels, 1, Conv2dOptions{})),
       post_quant_conv(conv(s / "post_quant_conv", c.latent_channels, c.latent_channels, 1, Conv2dOptions{})) {}
 
-std::pair<Tensor, Tensor> Vae::encode(const Tensor& image) const {
-  int64_t factor = int64_t(1) << (config.block_out_channels.size() - 1);
+// ---- tiles -------------------------------------------------------------------------------------------------------------
+
+std::optional<Tiling> Tiling::read(const Config& c, int64_t factor) {
+  if (!c.has("tile_size")) return {};
+  int64_t size = c.integer("tile_size"), overlap = c.integer("tile_overlap", size / 4 / factor * factor);
+  check<ConfigError>(size > 0 && size % factor == 0, "config '", c.path(),
+                     ".tile_size' must be a positive multiple of ", factor, " pixels but is ", size);
+  check<ConfigError>(overlap >= 0 && overlap % factor == 0 && overlap <= size / 2, "config '", c.path(),
+                     ".tile_overlap' must be a multiple of ", factor, " pixels and at most half of a tile of ", size,
+                     " but is ", overlap);
+  return Tiling{size, overlap};
+}
+
+namespace {
+
+// A stretch of one axis. Positions count in latents, weights in outputs; at each output those of all stretches sum to 1.
+struct Stretch {
+  int64_t begin, length;
+  std::vector<float> weight;
+};
+
+std::vector<Stretch> stretches(int64_t total, int64_t size, int64_t overlap, int64_t scale) {
+  if (total <= size) return {{0, total, std::vector<float>(size_t(total * scale), 1)}};
+  int64_t count = (total - overlap + size - overlap - 1) / (size - overlap);
+  std::vector<Stretch> list;
+  std::vector<float> sum(size_t(total * scale), 0);
+  for (int64_t i = 0; i < count; i++) {
+    Stretch s{i * (total - size) / (count - 1), size, std::vector<float>(size_t(size * scale), 1)};
+    float reach = float(overlap * scale);
+    for (int64_t k = 0; k < size * scale; k++) {
+      float left = i > 0 ? float(k) + 0.5f : reach, right = i + 1 < count ? float(size * scale - k) - 0.5f : reach;
+      float& w = s.weight[size_t(k)];
+      if (overlap > 0) w = std::min({1.0f, left / reach, right / reach});
+      sum[size_t(s.begin * scale + k)] += w;
+    }
+    list.push_back(std::move(s));
+  }
+  for (Stretch& s : list)
+    for (size_t k = 0; k < s.weight.size(); k++) s.weight[k] /= sum[size_t(s.begin * scale) + k];
+  return list;
+}
+
+// x [N, H, W, C], `in` positions and outputs `out` positions a latent -> the blend of f over the tiles, [N, .., .., channels].
+template <class F>
+Tensor blended(const Tensor& x, int64_t in, int64_t out, int64_t channels, int64_t factor, const Tiling& t, F f) {
+  check<NoGradient>(!grad_enabled(), "[vae] tiles have no gradient: work without one, or on the whole picture");
+  auto cut = [&](int64_t length) { return stretches(length / in, t.size / factor, t.overlap / factor, out); };
+  std::vector<Stretch> rows = cut(x.size(1)), columns = cut(x.size(2));
+  Tensor y = Tensor::zeros({x.size(0), x.size(1) / in * out, x.size(2) / in * out, channels}, DType::f32, x.device());
+  int64_t done = 0, total = x.size(0) * int64_t(rows.size() * columns.size());
+  for (int64_t n = 0; n < x.size(0); n++)
+    for (const Stretch& r : rows)
+      for (const Stretch& c : columns) {
+        poll_cancel();
+        auto part = [&](const Tensor& of, int64_t scale) {
+          Tensor row = slice(slice(of, 0, n, n + 1), 1, r.begin * scale, (r.begin + r.length) * scale);
+          return slice(row, 2, c.begin * scale, (c.begin + c.length) * scale);
+        };
+        Tensor across = Tensor::from<float>({1, int64_t(c.weight.size()), 1}, c.weight);
+        Tensor down = Tensor::from<float>({1, int64_t(r.weight.size()), 1, 1}, r.weight);
+        Tensor to = part(y, out), tile = cast(f(contiguous(part(x, in))), DType::f32);
+        copy_into(to, add(to, mul(tile, mul(down, across))));
+        report_progress(++done, total);
+      }
+  return cast(y, x.dtype());
+}
+
+}  // namespace
+
+static bool fits(const Tensor& x, int64_t size) { return x.size(1) <= size && x.size(2) <= size; }
+
+std::pair<Tensor, Tensor> Vae::encode(const Tensor& image, const MaybeTiling& tiling) const {
+  int64_t factor = this->factor(), c = config.latent_channels;
   check<ShapeError>(image.ndim() == 4 && image.size(3) == config.in_channels, "[vae] image must be [N, H, W, ",
                     config.in_channels, "] but has shape ", image.shape());
   check<ShapeError>(
       image.size(1) % factor == 0 && image.size(2) % factor == 0 && image.size(1) > 0 && image.size(2) > 0,
       "[vae] height and width must be multiples of ", factor, " but are ", image.size(1), " x ", image.size(2));
+  bool whole = !tiling || fits(image, tiling->size);
+  auto f = [this](const Tensor& tile) { return moments(tile); };
+  Tensor m = whole ? f(image) : blended(image, factor, 1, 2 * c, factor, *tiling, f);
+  return {slice(m, 3, 0, c), clamp(slice(m, 3, c, 2 * c), -30, 20)};
+}
+
+Tensor Vae::moments(const Tensor& image) const {
   Tensor x = encoder.conv_in(image);
   for (const Block& block : encoder.blocks) {
     for (const ResnetBlock& r : block.resnets) x = r(x);
     if (block.resample) x = (*block.resample)(x);
   }
-  Tensor moments = quant_conv(encoder.conv_out(encoder.conv_norm_out(encoder.mid(x), true)));
-  int64_t c = config.latent_channels;
-  return {slice(moments, 3, 0, c), clamp(slice(moments, 3, c, 2 * c), -30, 20)};
+  return quant_conv(encoder.conv_out(encoder.conv_norm_out(encoder.mid(x), true)));
 }
 
 Tensor Vae::sample_scaled(const Tensor& mean, const Tensor& logvar, const Tensor& eps) const {
   return mul_scalar(add(mean, mul(exp(mul_scalar(logvar, 0.5)), eps)), config.scaling_factor);
 }
 
-Tensor Vae::decode(const Tensor& latent) const {
+Tensor Vae::decode(const Tensor& latent, const MaybeTiling& tiling) const {
   check<ShapeError>(latent.ndim() == 4 && latent.size(3) == config.latent_channels, "[vae] latent must be [N, h, w, ",
                     config.latent_channels, "] but has shape ", latent.shape());
-  Tensor x = decoder.mid(decoder.conv_in(post_quant_conv(mul_scalar(latent, 1 / config.scaling_factor))));
+  check<ShapeError>(latent.size(1) > 0 && latent.size(2) > 0, "[vae] latent has no positions: its shape is ",
+                    latent.shape());
+  Tensor unscaled = mul_scalar(latent, 1 / config.scaling_factor);
+  auto f = [this](const Tensor& tile) { return pixels(tile); };
+  if (!tiling || fits(latent, tiling->size / factor())) return f(unscaled);
+  return blended(unscaled, 1, factor(), config.out_channels, factor(), *tiling, f);
+}
+
+Tensor Vae::pixels(const Tensor& latent) const {
+  Tensor x = decoder.mid(decoder.conv_in(post_quant_conv(latent)));
   for (const Block& block : decoder.blocks) {
     for (const ResnetBlock& r : block.resnets) x = r(x);
     if (block.resample) x = (*block.resample)(resize_nearest(x, 2 * x.size(1), 2 * x.size(2)));
@@ -139,19 +226,22 @@ struct VaeModel : Model {
   VaeModel(const Json& config, const BuildOptions& build)
       : Model(build), vae(Scope(params), VaeConfig::read(Config(config, "vae"))) {}
 
-  // encode: image, eps? -> mean, logvar, sample_scaled. decode: latent (scaled) -> image. train: image, eps? -> loss, recon, kl.
+  // encode: image, eps?, options of Tiling -> mean, logvar, sample_scaled. decode: latent (scaled), options of Tiling -> image.
+  // train: image, eps? -> loss, recon, kl.
   TensorMap call(const std::string& method, const TensorMap& inputs, const Json& options) override {
     Config o(options, "options");
     if (method == "encode") {
+      MaybeTiling tiling = Tiling::read(o, vae.factor());
       o.finish();
-      auto [mean, logvar] = vae.encode(input(inputs, "image"));
+      auto [mean, logvar] = vae.encode(input(inputs, "image"), tiling);
       TensorMap out{{"mean", mean}, {"logvar", logvar}};
       if (auto eps = optional_input(inputs, "eps")) out["sample_scaled"] = vae.sample_scaled(mean, logvar, *eps);
       return out;
     }
     if (method == "decode") {
+      MaybeTiling tiling = Tiling::read(o, vae.factor());
       o.finish();
-      return {{"image", vae.decode(input(inputs, "latent"))}};
+      return {{"image", vae.decode(input(inputs, "latent"), tiling)}};
     }
     if (method == "train") return train(inputs, o);
     unknown_method("vae", method);

@@ -13,6 +13,15 @@ struct VaeConfig {
   static VaeConfig read(const Config& c);
 };
 
+// Pictures in overlapping tiles, so that memory is bounded by that of one tile. Sizes in pixels, multiples of the VAE's factor.
+struct Tiling {
+  int64_t size, overlap;  // of a side; neighbours share `overlap` or a little more
+
+  // keys tile_size (absent: none) and tile_overlap (default a quarter of the size)
+  static std::optional<Tiling> read(const Config& c, int64_t factor);
+};
+using MaybeTiling = std::optional<Tiling>;
+
 struct Vae {
   struct Attention {
     GroupNorm group_norm;
@@ -44,10 +53,20 @@ struct Vae {
   Conv2d quant_conv, post_quant_conv;
 
   Vae(const Scope& s, const VaeConfig& c);
-  std::pair<Tensor, Tensor> encode(const Tensor& image) const;  // mean and log variance (clamped to -30..20), unscaled
+  int64_t factor() const {
+    return int64_t(1) << (config.block_out_channels.size() - 1);
+  }  // pixels along a latent's side
+  // Mean and log variance (clamped to -30..20), unscaled. With tiles every picture is encoded alone, tile by tile, and neighbours
+  // are blended linearly where they overlap; a tile has group statistics of its own, so the result differs a little from the whole.
+  // What fits in a tile is not cut. Tiled results have no gradient. decode likewise.
+  std::pair<Tensor, Tensor> encode(const Tensor& image, const MaybeTiling& tiling = {}) const;
   // (mean + exp(logvar / 2) * eps) * scaling_factor
   Tensor sample_scaled(const Tensor& mean, const Tensor& logvar, const Tensor& eps) const;
-  Tensor decode(const Tensor& latent) const;  // of scaled latents; not clamped
+  Tensor decode(const Tensor& latent, const MaybeTiling& tiling = {}) const;  // of scaled latents; not clamped
+
+ private:
+  Tensor moments(const Tensor& image) const;  // [N, h, w, 2 C]
+  Tensor pixels(const Tensor& latent) const;  // of unscaled latents
 };
 
 }  // namespace deem

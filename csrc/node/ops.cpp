@@ -78,6 +78,7 @@ void init_ops(Napi::Env env, Napi::Object exports) {
   OP("msDeformAttn", ms_deform_attn);
   OP("mmfsAttention", mmfs_attention);
   OP("resampleTable", resample_table);
+  OP("resampleGrid", resample_grid);
   OP("resizeBilinear", resize_bilinear);
   OP("resizeNearest", resize_nearest);
   OP("timestepEmbedding", timestep_embedding);

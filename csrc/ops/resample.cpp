@@ -105,14 +105,26 @@ int64_t root(int64_t n) {
   return side;
 }
 
-// [S*S (+1), C] -> [T*T (+1), C] through the taps of one side; the rows before the grid are copied.
-Tensor resample_rows(const Tensor& table, const Taps& taps, int64_t side, int64_t cls) {
-  int64_t channels = table.size(1), target = taps.size();
-  Tensor x = as_f32(table), y = Tensor::empty({target * target + cls, channels});
+// [height * width (+1), C] -> [rows.size() * columns.size() (+1), C]; the row before the grid is copied.
+Tensor run_grid(const Tensor& table, const Taps& rows, const Taps& columns, int64_t height, int64_t width,
+                int64_t cls) {
+  int64_t channels = table.size(1);
+  Tensor x = as_f32(table), y = Tensor::empty({rows.size() * columns.size() + cls, channels});
   std::copy_n(x.data<float>(), cls * channels, y.data<float>());
-  run_both(taps, taps, x.data<float>() + cls * channels, y.data<float>() + cls * channels, 1, side, side, channels,
-           table.device());
+  run_both(rows, columns, x.data<float>() + cls * channels, y.data<float>() + cls * channels, 1, height, width,
+           channels, table.device());
   return table.dtype() == DType::f32 ? y : cast(y, table.dtype());
+}
+
+// Side of the square grid of a table, and whether a cls row leads it.
+std::pair<int64_t, int64_t> grid_of(const Tensor& table) {
+  check<ShapeError>(table.ndim() == 2 && table.size(0) > 0, "[resample_table] table must be [rows, C] but has shape ",
+                    table.shape());
+  check<DTypeError>(is_float(table.dtype()), "[resample_table] table must be floating but is ", table.dtype());
+  int64_t rows = table.size(0), side = root(rows), cls = side * side == rows ? 0 : 1;
+  check<ShapeError>(side * side + cls == rows, "[resample_table] the table must have S * S rows, or one more, but has ",
+                    rows);
+  return {side, cls};
 }
 
 void check_resize(const char* op, const Tensor& x, int64_t height, int64_t width) {
@@ -152,22 +164,26 @@ Tensor run_nearest(const Kernel<ResizeNearestArgs>& kernel, const Tensor& x, con
 }  // namespace
 
 Tensor resample_table(const Tensor& table, int64_t target) {
-  check<ShapeError>(table.ndim() == 2 && table.size(0) > 0, "[resample_table] table must be [rows, C] but has shape ",
-                    table.shape());
-  check<DTypeError>(is_float(table.dtype()), "[resample_table] table must be floating but is ", table.dtype());
-  int64_t rows = table.size(0), side = root(rows), cls = side * side == rows ? 0 : 1;
-  check<ShapeError>(side * side + cls == rows, "[resample_table] the table must have S * S rows, or one more, but has ",
-                    rows);
+  auto [side, cls] = grid_of(table);
   int64_t target_side = target > cls ? root(target - cls) : 0;
   check<ShapeError>(target_side > 0 && target_side * target_side + cls == target,
                     "[resample_table] target must be T * T", cls ? " + 1 like the table's count of rows" : "",
                     " but is ", target);
-  if (side == target_side) return table;
-  Taps taps = bicubic_taps(side, target_side);
-  Tensor y = resample_rows(table, taps, side, cls);
-  return record("resample_table", y, {table}, [taps, side, target_side, cls](const Tensor& dy, Needs) -> Tensors {
-    return {resample_rows(dy, transpose(taps, side), target_side, cls)};
-  });
+  return resample_grid(table, target_side, target_side);
+}
+
+Tensor resample_grid(const Tensor& table, int64_t height, int64_t width) {
+  auto [side, cls] = grid_of(table);
+  constexpr int64_t kMost = int64_t(1) << 24;  // f32 counts that far
+  check<ValueError>(height > 0 && width > 0 && height < kMost && width < kMost,
+                    "[resample_grid] sizes must be in 1..2^24 but are ", height, " and ", width);
+  if (height == side && width == side) return table;
+  Taps rows = bicubic_taps(side, height), columns = bicubic_taps(side, width);
+  Tensor y = run_grid(table, rows, columns, side, side, cls);
+  return record("resample_grid", y, {table},
+                [rows, columns, height, width, side = side, cls = cls](const Tensor& dy, Needs) -> Tensors {
+                  return {run_grid(dy, transpose(rows, side), transpose(columns, side), height, width, cls)};
+                });
 }
 
 Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width) {

@@ -1,13 +1,16 @@
 /** Commands that need a model: caption, ask, paint, chat. */
 import { once } from 'node:events'
-import { writeFile } from 'node:fs/promises'
+import { mkdir, readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
 import { createInterface } from 'node:readline/promises'
 import { type Command, InvalidArgumentError, Option } from 'commander'
-import { encodePng } from '../image/index.js'
+import { causedBy } from '../errors.js'
+import { encodePng, type Picture } from '../image/index.js'
 import { loadModel } from '../load-model.js'
 import type { SamplerName } from '../models/sampler.js'
-import { Chat, chatTemplates } from '../pipeline/chat.js'
+import { Chat, type ChatOptions } from '../pipeline/chat.js'
 import type { Pipeline } from '../pipeline/pipeline.js'
+import { chatTemplates } from '../pipeline/template.js'
 import type { TextOptions } from '../pipeline/writer.js'
 import { image, text } from '../sequence.js'
 
@@ -21,6 +24,7 @@ interface TextFlags extends Common {
   topP: number
   seed: number
   choices?: string[]
+  template?: string
 }
 
 const number = (lowest: number, whole: boolean) => (word: string) => {
@@ -71,15 +75,62 @@ const textOptions = (flags: TextFlags, signal: AbortSignal): TextOptions => ({
 })
 
 async function answer(picture: string, words: string | undefined, flags: TextFlags): Promise<void> {
+  const template = await templateOf(flags.template)
   await withModel(flags, async (p, signal) => {
     const prompt = [image(picture), ...(words === undefined ? [] : [text(words)])]
+    using chat = new Chat(p, { template })
     if (flags.json) {
-      console.log(JSON.stringify(await p.generateText(prompt, textOptions(flags, signal)), null, 1))
+      console.log(JSON.stringify(await chat.ask(prompt, textOptions(flags, signal)), null, 1))
       return
     }
-    for await (const { text: more } of p.streamText(prompt, textOptions(flags, signal))) process.stdout.write(more)
+    for await (const { text: more } of chat.stream(prompt, textOptions(flags, signal))) process.stdout.write(more)
     process.stdout.write('\n')
   })
+}
+
+const templateFile = /\.(?:jinja2?|j2)$/
+const templateNames = [...Object.keys(chatTemplates), 'own'] as (keyof typeof chatTemplates | 'own')[]
+
+/** A template by its name, or from a file. */
+async function templateOf(name = 'plain'): Promise<NonNullable<ChatOptions['template']>> {
+  const known = templateNames.find((n) => n === name)
+  if (known) return known
+  try {
+    return { jinja: await readFile(name, 'utf8') }
+  } catch (cause) {
+    throw causedBy(cause, 'ERR_IO', `'${name}' cannot be read`)
+  }
+}
+
+function withTemplateFlag(command: Command): Command {
+  const names = templateNames.join(', ')
+  const checked = (word: string) => {
+    if ((templateNames as string[]).includes(word) || templateFile.test(word)) return word
+    throw new InvalidArgumentError(`known are ${names}, and files that end in .jinja.`)
+  }
+  return command.option('--template <name>', `what stands around turns: ${names}, or a .jinja file`, checked, 'plain')
+}
+
+/** Writes pictures as numbered files into a folder and gives their names. */
+function pictureWriter(folder: string): (picture: Picture) => Promise<string> {
+  let count = 0
+  return async (picture) => {
+    try {
+      await mkdir(folder, { recursive: true })
+      for (;;) {
+        const file = join(folder, `${String(++count).padStart(4, '0')}.png`)
+        try {
+          // Pictures of earlier conversations stay.
+          await writeFile(file, await encodePng(picture), { flag: 'wx' })
+          return file
+        } catch (cause) {
+          if ((cause as NodeJS.ErrnoException).code !== 'EEXIST') throw cause
+        }
+      }
+    } catch (cause) {
+      throw causedBy(cause, 'ERR_IO', `pictures cannot be written to '${folder}'`)
+    }
+  }
 }
 
 function withTextFlags(command: Command): Command {
@@ -98,7 +149,7 @@ export function addModelCommands(program: Command): void {
     .option('--json', 'print one JSON object: text, ids, log-probabilities')
     .action((picture: string, flags: TextFlags) => answer(picture, undefined, flags))
 
-  withTextFlags(program.command('ask'))
+  withTemplateFlag(withTextFlags(program.command('ask')))
     .description('answers a question about a picture')
     .argument('<picture>')
     .argument('<question>')
@@ -120,19 +171,33 @@ export function addModelCommands(program: Command): void {
     .option('--steps <n>', 'denoising steps', number(1, true), 20)
     .option('--guidance <w>', 'weight of the words', number(0, false), 3.5)
     .option('--seed <n>', 'of the noise', number(0, true), 0)
+    .option('--width <px>', 'a multiple of 8; default: as the model was trained', number(1, true))
+    .option('--height <px>', 'likewise', number(1, true))
+    .option('--tiling', 'decode in tiles, for big pictures in little memory')
     .option('--json', 'print one JSON object')
     .action(
       async (
         words: string,
-        flags: Common & { output: string; sampler: SamplerName; steps: number; guidance: number; seed: number },
+        flags: Common & {
+          output: string
+          sampler: SamplerName
+          steps: number
+          guidance: number
+          seed: number
+          width?: number
+          height?: number
+          tiling?: boolean
+        },
       ) => {
         await withModel(flags, async (p, signal) => {
           const show = process.stderr.isTTY && !flags.json
-          const { sampler, steps, guidance, seed, output } = flags
+          const { sampler, steps, guidance, seed, output, width: w, height: h, tiling = false } = flags
+          const size = { ...(w !== undefined && { width: w }), ...(h !== undefined && { height: h }) }
           const onProgress = show
             ? (done: number, total: number) => process.stderr.write(`\rpainting ${done} of ${total}`)
             : undefined
-          const picture = await p.generateImage(words, { sampler, steps, guidance, seed, signal, onProgress })
+          const how = { sampler, steps, guidance, seed, ...size, tiling, signal, onProgress }
+          const picture = await p.generateImage(words, how)
           if (show) process.stderr.write('\r\x1b[K')
           await writeFile(output, await encodePng(picture))
           const [height, width] = picture.shape
@@ -141,12 +206,14 @@ export function addModelCommands(program: Command): void {
       },
     )
 
-  withTextFlags(program.command('chat'))
+  withTemplateFlag(withTextFlags(program.command('chat')))
     .description('talks; a line that begins with @FILE shows that picture first, an empty line ends')
-    .addOption(new Option('--template <name>').choices(Object.keys(chatTemplates)).default('plain'))
-    .action(async (flags: TextFlags & { template: keyof typeof chatTemplates }) => {
+    .option('--pictures <folder>', 'let the model paint, and write its pictures there; their names stand in the answer')
+    .action(async (flags: TextFlags & { pictures?: string }) => {
+      const template = await templateOf(flags.template)
       await withModel(flags, async (p, signal) => {
-        using chat = new Chat(p, { template: flags.template })
+        using chat = new Chat(p, { template })
+        const write = pictureWriter(flags.pictures ?? '')
         const lines = createInterface({ input: process.stdin, terminal: false })
         signal.addEventListener('abort', () => lines.close())
         if (process.stdin.isTTY) process.stdout.write('> ')
@@ -154,8 +221,12 @@ export function addModelCommands(program: Command): void {
           if (line.trim() === '') break
           const [, picture, rest] = /^@(\S+)\s*(.*)$/.exec(line) ?? []
           const prompt = picture === undefined ? line : [image(picture), ...(rest ? [text(rest)] : [])]
-          for await (const { text: more } of chat.stream(prompt, textOptions(flags, signal)))
-            if (!process.stdout.write(more)) await once(process.stdout, 'drain')
+          const options = textOptions(flags, signal)
+          const answer = flags.pictures === undefined ? chat.stream(prompt, options) : chat.generate(prompt, options)
+          for await (const piece of answer) {
+            const shown = piece.type === 'text' ? piece.text : `[${await write(piece.image)}]`
+            if (!process.stdout.write(shown)) await once(process.stdout, 'drain')
+          }
           process.stdout.write(process.stdin.isTTY ? '\n> ' : '\n')
         }
         lines.close()

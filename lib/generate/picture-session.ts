@@ -1,4 +1,5 @@
 import type { SamplerName } from '../models/sampler.js'
+import { type Tiling, tilingJson } from '../models/vae.js'
 import { type Module, output, type SessionHandle } from '../module.js'
 import { type CallOptions, throttled } from '../task.js'
 import type { Tensor } from '../tensor.js'
@@ -18,6 +19,14 @@ export interface PictureOptions {
   strength?: number
   /** Of the noise: one for all pictures, which then get it plus their index, or one a picture. Default 0. */
   seed?: number | readonly number[]
+  /**
+   * Pixels, multiples of the VAE's factor (8). Default: a square of the size the model was trained at. The denoiser looks at earlier
+   * pictures by places in 0..1, so another shape stretches what it sees there.
+   */
+  width?: number
+  height?: number
+  /** The VAE works in overlapping tiles, see {@link Tiling}. Default false. */
+  tiling?: boolean | Tiling
 }
 
 /** Where a picture may start from, beside what it is painted from. K pictures of H x W. */
@@ -43,19 +52,35 @@ export class PictureSession implements Disposable {
     this.#next = next
   }
 
-  /** `kind`: `picture` paints what stands before `which` images of rows, `reconstruction` what the encoder sees of pictures. */
-  static async open(
+  /**
+   * `kind`: `picture` paints what stands before `which` images of rows, `reconstruction` what the encoder sees of pictures. Throws
+   * ERR_CONFIG for sizes that the VAE cannot divide and for pictures of more than 2^26 pixels.
+   */
+  static open(
     model: Module,
     kind: 'picture' | 'reconstruction',
     inputs: Record<string, Tensor | undefined> & PictureStart,
     options: PictureOptions = {},
     call?: CallOptions,
   ): Promise<PictureSession> {
-    const { sampler = 'ddim', steps = 20, karras = false, eta = 0, guidance = 3.5, strength = 1, seed = 0 } = options
     const count = (kind === 'picture' ? inputs['which'] : inputs['image_tensors'])?.shape[0] ?? 0
+    return PictureSession.on(model, kind, count, inputs, options, call)
+  }
+
+  /** @internal Of `count` pictures, on a model or on a text that is being written. */
+  static async on(
+    owner: Pick<Module, 'open'>,
+    kind: 'picture' | 'reconstruction',
+    count: number,
+    inputs: Record<string, Tensor | undefined>,
+    options: PictureOptions,
+    call?: CallOptions,
+  ): Promise<PictureSession> {
+    const { sampler = 'ddim', steps = 20, karras = false, eta = 0, guidance = 3.5, strength = 1, seed = 0 } = options
+    const { width, height, tiling } = options
     const seeds = typeof seed === 'number' ? Array.from({ length: count }, (_, k) => seed + k) : seed
-    const json = { sampler, steps, karras, eta, guidance, strength, seeds }
-    const session = await model.open(kind, inputs, json, call)
+    const json = { sampler, steps, karras, eta, guidance, strength, seeds, width, height, ...tilingJson(tiling) }
+    const session = await owner.open(kind, inputs, json, call)
     try {
       const { timesteps, next } = await session.callForData('plan', {}, {}, call)
       return new PictureSession(session, timesteps?.data as Float32Array, Number(next?.data[0]))

@@ -1,6 +1,7 @@
 import type { Module, PlainTensor, SessionHandle } from '../module.js'
 import type { CallOptions } from '../task.js'
 import { type Tensor, tensor } from '../tensor.js'
+import { type PictureOptions, PictureSession, type PictureStart } from './picture-session.js'
 
 /** What may come next, and what is preferred. The rules apply in this order. */
 export interface ChoiceRules {
@@ -148,6 +149,14 @@ export class TextSession implements Disposable {
   /** More of the conversation, left-padded as the prompts; earlier pictures stay in sight. */
   async append(prompts: Record<string, Tensor | undefined>, call?: CallOptions): Promise<void> {
     await this.#session.call('append', prompts, {}, call)
+  }
+
+  /**
+   * The pictures that the rows would show next, one a row, painted from what they hold without reading it again. Nothing is appended:
+   * the finished pictures come in by {@link append}. The text may go on, or be disposed, meanwhile.
+   */
+  picture(start: PictureStart = {}, options: PictureOptions = {}, call?: CallOptions): Promise<PictureSession> {
+    return PictureSession.on(this.#session, 'picture', this.rows, { ...start }, options, call)
   }
 
   /** Tokens and image slots of a row, padding included. */

@@ -13,6 +13,7 @@ export {
   type Color,
   centerCrop,
   crop,
+  fitTo,
   flipHorizontal,
   pad,
   type SquareOptions,

@@ -56,7 +56,7 @@ export function pad(picture: Picture, width: number, height: number = width, col
   return hostTensor(out, [height, width, 3])
 }
 
-/** How a picture of any shape becomes a square. */
+/** How a picture comes to another shape. */
 export interface SquareOptions {
   /** `stretch` ignores the shape, `cover` cuts the long side, `contain` adds a border. Default `cover`. */
   fit?: 'stretch' | 'cover' | 'contain'
@@ -67,17 +67,27 @@ export interface SquareOptions {
 }
 
 /** A square of `side` pixels. */
-export async function square(picture: Picture, side: number, options: SquareOptions = {}): Promise<Picture> {
-  const { width, height } = checkPicture('square', picture)
+export function square(picture: Picture, side: number, options: SquareOptions = {}): Promise<Picture> {
+  return fitTo(picture, side, side, options)
+}
+
+/** A picture of `width` x `height` pixels. */
+export async function fitTo(
+  picture: Picture,
+  width: number,
+  height: number,
+  options: SquareOptions = {},
+): Promise<Picture> {
+  const from = checkPicture('fitTo', picture)
   const { fit = 'cover', filter = 'bicubic' } = options
   let out: Picture
   if (fit === 'stretch') {
-    out = await resize(picture, side, side, filter)
+    out = await resize(picture, width, height, filter)
   } else {
-    const scale = side / (fit === 'cover' ? Math.min(width, height) : Math.max(width, height))
+    const scale = (fit === 'cover' ? Math.max : Math.min)(width / from.width, height / from.height)
     const scaled = (length: number): number => Math.max(1, Math.round(length * scale))
-    const fitted = await resize(picture, scaled(width), scaled(height), filter)
-    out = fit === 'cover' ? centerCrop(fitted, side) : pad(fitted, side, side, options.color)
+    const fitted = await resize(picture, scaled(from.width), scaled(from.height), filter)
+    out = fit === 'cover' ? centerCrop(fitted, width, height) : pad(fitted, width, height, options.color)
   }
   return options.flip === true ? flipHorizontal(out) : out
 }

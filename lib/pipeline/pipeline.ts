@@ -1,12 +1,14 @@
-import { checkLimits, decode } from '../generate/decode.js'
+import { DeemError } from '../errors.js'
+import { decode } from '../generate/decode.js'
 import type { PaintOptions } from '../generate/picture-session.js'
 import { TextSession } from '../generate/text-session.js'
-import { decodeImage, type ImageSource, type Picture, square } from '../image/index.js'
+import { decodeImage, type ImageSource, type Picture, type Region, square } from '../image/index.js'
 import type { Deem } from '../models/deem.js'
-import { image, text } from '../sequence.js'
+import { image } from '../sequence.js'
 import type { CallOptions } from '../task.js'
-import { tensor } from '../tensor.js'
+import { type Tensor, tensor } from '../tensor.js'
 import type { Tokenizer } from '../tokenizer/index.js'
+import { type GenerateOptions, interleave, type PicturePiece, type TextDelta, write } from './interleave.js'
 import {
   disposeInputs,
   type Geometry,
@@ -17,26 +19,15 @@ import {
   picturesOf,
   pictureTensor,
   promptInputs,
+  viewOf,
 } from './prompt.js'
 import { decoding, type TextOptions, type TextResult, Writer } from './writer.js'
 
-export interface TextDelta {
-  type: 'text'
-  /** Text that is new and final. */
-  text: string
-}
-export interface PicturePiece {
-  type: 'image'
-  image: Picture
-}
-
-export interface GenerateOptions extends TextOptions {
-  /** Pictures painted at most. Default 1. */
-  maxImages?: number
-  /** `image` begins with a picture, `text` paints none, `auto` (default) as the model wants. */
-  mode?: 'auto' | 'text' | 'image'
-  /** How pictures are painted. */
-  painting?: PaintOptions
+export interface ImageOptions extends PaintOptions, PictureFit {
+  /** A picture to start from, as far as `strength` says; it is brought to the painted size. */
+  picture?: ImageSource
+  /** Of `picture`: only this is painted anew. */
+  repaint?: Region
 }
 
 /** A model with its tokenizer: prompts of words and pictures in, text and pictures out. */
@@ -78,27 +69,37 @@ export class Pipeline implements Disposable {
 
   /** The same as it comes: pieces of text, each new and final. */
   async *streamText(prompt: Prompt, options: TextOptions = {}): AsyncGenerator<TextDelta, TextResult, undefined> {
-    const writer = new Writer(this.tokenizer, options)
     const inputs = await promptInputs([prompt], this.tokenizer, this.geometry, options)
     try {
       using session = await TextSession.open(this.model, inputs, { signal: options.signal })
-      yield* this.#stream(session, writer, options)
+      return yield* write(session, this, options)
     } finally {
       disposeInputs(inputs)
     }
-    return writer.result(this.tokenizer)
   }
 
-  /** A picture painted from what stands before it. */
-  async generateImage(prompt: Prompt, options: PaintOptions & PictureFit = {}): Promise<Picture> {
+  /** A picture painted from what stands before it, from noise or from another picture. */
+  async generateImage(prompt: Prompt, options: ImageOptions = {}): Promise<Picture> {
+    const { picture, repaint, ...painting } = options
+    if (repaint && picture === undefined)
+      throw new DeemError('ERR_VALUE', 'repaint needs the picture whose rest is kept')
     const blank: Picture = { dtype: 'f32', shape: [1, 1, 3], data: new Float32Array(3) }
     const inputs = await promptInputs([[...partsOf(prompt), image(blank)]], this.tokenizer, this.geometry, options)
     const last = (inputs.image_tensors?.shape[0] ?? 1) - 1
-    const which = tensor([last], [1], 'i64')
+    const start: Record<string, Tensor> = {}
     try {
-      return (await picturesOf(await this.model.paint({ ...inputs, which }, options)))[0] as Picture
+      start['which'] = tensor([last], [1], 'i64')
+      if (picture !== undefined) {
+        const { width = this.geometry.painterSide, height = this.geometry.painterSide } = options
+        checkSize(width, height)
+        const view = await viewOf(repaint ? { source: picture, region: repaint } : picture, width, height, options)
+        start['picture'] = pictureTensor([view.picture])
+        if (view.mask) start['repaint'] = tensor(view.mask, [1, height, width, 1])
+      }
+      const painted = await this.model.paint({ ...inputs, ...start } as Parameters<Deem['paint']>[0], painting)
+      return (await picturesOf(painted))[0] as Picture
     } finally {
-      disposeInputs({ ...inputs, which })
+      disposeInputs({ ...inputs, ...start })
     }
   }
 
@@ -110,34 +111,12 @@ export class Pipeline implements Disposable {
     prompt: Prompt,
     options: GenerateOptions = {},
   ): AsyncGenerator<TextDelta | PicturePiece, void, undefined> {
-    const { maxImages = 1, mode = 'auto', painting = {}, maxTokens = 64 } = options
-    checkLimits(maxTokens, 0)
-    const { soi } = this.tokenizer.ids
-    let document = [...partsOf(prompt)]
-    let left = maxTokens
-    let wanted = mode === 'image'
-    for (let images = 0; ; ) {
-      if (wanted && images < maxImages) {
-        const seed = typeof painting.seed === 'number' ? painting.seed + images : (painting.seed ?? images)
-        const picture = await this.generateImage(document, { ...options, ...painting, seed, signal: options.signal })
-        yield { type: 'image', image: picture }
-        document = [...document, image(picture)]
-        images++
-      } else if (wanted) return
-      if (left <= 0) return
-      const writer = new Writer(this.tokenizer, options)
-      const inputs = await promptInputs([document], this.tokenizer, this.geometry, options)
-      try {
-        using session = await TextSession.open(this.model, inputs, { signal: options.signal })
-        yield* this.#stream(session, writer, { ...options, maxTokens: left, banned: mode === 'text' ? [soi] : [] })
-      } finally {
-        disposeInputs(inputs)
-      }
-      const { ids, finishReason } = writer.result(this.tokenizer)
-      if (finishReason !== 'image') return
-      left -= ids.length
-      document = [...document, text(ids.slice(0, -1))]
-      wanted = true
+    const inputs = await promptInputs([prompt], this.tokenizer, this.geometry, options)
+    try {
+      using session = await TextSession.open(this.model, inputs, { signal: options.signal })
+      yield* interleave(session, this, options)
+    } finally {
+      disposeInputs(inputs)
     }
   }
 
@@ -177,7 +156,10 @@ export class Pipeline implements Disposable {
     }
   }
 
-  /** What the encoder saw of a picture, painted by the denoiser. */
+  /**
+   * What the encoder saw of a picture, painted by the denoiser. The encoder looks at a square: a picture of another shape comes back
+   * whole with `fit: 'stretch'` and a `width` and `height` in its proportions.
+   */
   async reconstruct(source: ImageSource, options: PaintOptions & PictureFit = {}): Promise<Picture> {
     const image_tensors = pictureTensor([await this.#encoderView(source, options)])
     try {
@@ -203,14 +185,11 @@ export class Pipeline implements Disposable {
     const { eos, soi, pad } = this.tokenizer.ids
     return { stops: [eos, soi], pad }
   }
+}
 
-  async *#stream(session: TextSession, writer: Writer, options: TextOptions): AsyncGenerator<TextDelta> {
-    for await (const step of decode(session, this.ends(), decoding(options, writer))) {
-      const more = writer.take(step, 0)
-      if (more !== '') yield { type: 'text', text: more }
-      if (writer.done) break
-    }
-    const rest = writer.end()
-    if (rest !== '') yield { type: 'text', text: rest }
-  }
+/** What is brought to a size before the model sees the size. */
+function checkSize(width: number, height: number): void {
+  for (const side of [width, height])
+    if (!(Number.isSafeInteger(side) && side >= 1) || width * height > 2 ** 26)
+      throw new DeemError('ERR_CONFIG', `pictures must have 1 to 2^26 pixels but this one has ${width} x ${height}`)
 }

@@ -3,6 +3,7 @@ import { DeemError } from '../errors.js'
 import { stack } from '../host-tensor.js'
 import {
   decodeImage,
+  fitTo,
   type ImageDecodeOptions,
   type ImageSource,
   maskPicture,
@@ -10,7 +11,6 @@ import {
   type Region,
   regionMask,
   type SquareOptions,
-  square,
 } from '../image/index.js'
 import type { DeemInputs } from '../models/deem.js'
 import { buildSequences, type Part, text } from '../sequence.js'
@@ -82,7 +82,7 @@ export async function promptInputs(
     bos,
     eos: false,
   })
-  const views = await Promise.all(images.map((one) => viewOf(one, geometry.encoderSide, fit)))
+  const views = await Promise.all(images.map((one) => viewOf(one, geometry.encoderSide, geometry.encoderSide, fit)))
   const masks = views.some(({ mask }) => mask !== undefined)
   return {
     text_ids: tensor(inputs.text_ids.data, inputs.text_ids.shape),
@@ -98,19 +98,20 @@ export async function promptInputs(
   }
 }
 
-/** A picture at the encoder's size, and its region there, 1 inside. */
-async function viewOf(
+/** A picture at another size, and its region there, 1 inside. */
+export async function viewOf(
   one: ImageSource | RegionOf,
-  side: number,
+  width: number,
+  height: number,
   fit: PictureFit,
 ): Promise<{ picture: Picture; mask?: Float32Array }> {
   const picture = await decodeImage(isRegion(one) ? one.source : one, fit)
-  const view = { picture: await square(picture, side, fit) }
+  const view = { picture: await fitTo(picture, width, height, fit) }
   if (!isRegion(one)) return view
-  const [height = 0, width = 0] = picture.shape
-  const whole = maskPicture(regionMask(one.region, width, height), width, height)
-  const { data } = await square(whole, side, { ...fit, color: [0, 0, 0] })
-  const covered = Float32Array.from({ length: side * side }, (_, i) => data[3 * i] as number)
+  const [h = 0, w = 0] = picture.shape
+  const whole = maskPicture(regionMask(one.region, w, h), w, h)
+  const { data } = await fitTo(whole, width, height, { ...fit, color: [0, 0, 0] })
+  const covered = Float32Array.from({ length: width * height }, (_, i) => data[3 * i] as number)
   // Half of a pixel or more; of a region smaller than that, what is covered best.
   const enough = Math.min(0.5, covered.reduce((a, v) => Math.max(a, v), 0) / 2)
   return { ...view, mask: covered.map((v) => (v > 0 && v >= enough ? 1 : 0)) }

@@ -1,6 +1,7 @@
 import { mkdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
+import { isJsonObject } from '../json.js'
 import { type Engine, guarded, makeEngine } from './engine.js'
 import { addedToken, type TokenizerConfig, type TokenizerJson } from './json.js'
 import { fromSentencePiece } from './sentencepiece.js'
@@ -78,8 +79,8 @@ export class Tokenizer {
   }
 
   /**
-   * Reads a folder with tokenizer.json or, where that is missing, a SentencePiece tokenizer.model (and tokenizer_config.json if
-   * there is one), or one of the two files itself.
+   * Reads a folder with tokenizer.json or, where that is missing, a SentencePiece tokenizer.model (and tokenizer_config.json
+   * and chat_template.jinja if there are), or one of the two files itself.
    */
   static async load(path: string, options: TokenizerOptions = {}): Promise<Tokenizer> {
     const folder = (await stat(path).catch(() => undefined))?.isDirectory() === true
@@ -90,10 +91,24 @@ export class Tokenizer {
       const own = file.endsWith('.model') ? fromSentencePiece(bytes) : { json: parsed(bytes, file), config: {} }
       const beside = join(dirname(file), 'tokenizer_config.json')
       const text = await readBytes(beside)
-      const config = { ...own.config, ...(text && (parsed(text, beside) as TokenizerConfig)) }
+      const template = await readBytes(join(dirname(file), 'chat_template.jinja'))
+      const config = {
+        ...own.config,
+        ...(text && (parsed(text, beside) as TokenizerConfig)),
+        ...(template && { chat_template: template.toString('utf8') }),
+      }
       return new Tokenizer(own.json as TokenizerJson, config, options)
     }
     throw new DeemError('ERR_IO', `[tokenizer] no tokenizer at ${files.join(' or ')}`)
+  }
+
+  /** The Jinja template of conversations, of several the one named default; undefined where the files have none. */
+  get chatTemplate(): string | undefined {
+    const { chat_template: own } = this.config
+    const list: unknown[] = Array.isArray(own) ? own : []
+    const named = list.find((one) => isJsonObject(one) && one['name'] === 'default')
+    const template = isJsonObject(named) ? named['template'] : own
+    return typeof template === 'string' ? template : undefined
   }
 
   /** Writes tokenizer.json and tokenizer_config.json. */

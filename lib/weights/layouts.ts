@@ -62,11 +62,18 @@ export function extraJson(layout: WeightLayout, config: JsonObject): Record<stri
 
 /** What a folder of the same layout holds besides, and no model here has: copied where it is asked for. */
 export const companions: Record<WeightLayout, readonly string[]> = {
-  deem: ['tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json'],
+  deem: [
+    'tokenizer.json',
+    'tokenizer.model',
+    'tokenizer_config.json',
+    'chat_template.jinja',
+    'special_tokens_map.json',
+  ],
   llama: [
     'tokenizer.json',
     'tokenizer.model',
     'tokenizer_config.json',
+    'chat_template.jinja',
     'special_tokens_map.json',
     'added_tokens.json',
     'generation_config.json',

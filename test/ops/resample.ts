@@ -38,20 +38,26 @@ function filtered(
   return y
 }
 
-const tableCase = (side: number, cls: number, target: number, channels: number): OpCase => ({
-  name: `${side} x ${side}${cls ? ' and cls' : ''} to ${target}`,
+const gridCase = (side: number, cls: number, [height, width]: [number, number], channels: number): OpCase => ({
+  name: `${side} x ${side}${cls ? ' and cls' : ''} to ${height} x ${width}`,
   inputs: { table: { shape: [side * side + cls, channels] } },
-  run: ({ table }) => ops.resampleTable(table as Tensor, target * target + cls),
+  run: ({ table }) => ops.resampleGrid(table as Tensor, height, width),
   reference: ({ table }) => {
     const { data } = table as F64
     const grid = filtered(
       { data: data.subarray(cls * channels), shape: [1, side, side, channels] },
-      [target, target],
+      [height, width],
       cubic,
       2,
     )
-    return side === target ? data : [...data.subarray(0, cls * channels), ...grid]
+    return side === height && side === width ? data : [...data.subarray(0, cls * channels), ...grid]
   },
+})
+
+const tableCase = (side: number, cls: number, target: number, channels: number): OpCase => ({
+  ...gridCase(side, cls, [target, target], channels),
+  name: `${side} x ${side}${cls ? ' and cls' : ''} to ${target}`,
+  run: ({ table }) => ops.resampleTable(table as Tensor, target * target + cls),
 })
 
 opTest('resampleTable', [
@@ -61,6 +67,13 @@ opTest('resampleTable', [
   tableCase(8, 0, 3, 1),
   tableCase(1, 1, 3, 2),
   tableCase(2, 0, 1, 3),
+])
+
+opTest('resampleGrid', [
+  gridCase(4, 1, [7, 3], 6),
+  gridCase(4, 0, [2, 8], 3), // as many places as before, in another shape
+  gridCase(7, 0, [1, 13], 5),
+  gridCase(1, 0, [2, 3], 2),
 ])
 
 test('resampleTable: a table of the right size is returned as it is', (t) => {
@@ -118,6 +131,9 @@ const tracked = () => {
 }
 
 rejects('resample', {
+  'a grid without a side': ['ERR_VALUE', () => ops.resampleGrid(zeros(16, 3), 0, 4)],
+  'a grid beyond counting': ['ERR_VALUE', () => ops.resampleGrid(zeros(16, 3), 4, 2 ** 25)],
+  'a grid of no square': ['ERR_SHAPE', () => ops.resampleGrid(zeros(6, 3), 2, 2)],
   'a table that is no square': ['ERR_SHAPE', () => ops.resampleTable(zeros(6, 3), 9)],
   'an empty table': ['ERR_SHAPE', () => ops.resampleTable(zeros(0, 3), 9)],
   'a target without the cls row': ['ERR_SHAPE', () => ops.resampleTable(zeros(17, 3), 49)],
