@@ -14,8 +14,8 @@ import { deemConfig } from './configs.js'
 import { openWeights } from './folder.js'
 import { companions, extraJson, partsOf, vocabularyOf, type WeightLayout } from './layouts.js'
 import { deemNames } from './names.js'
-import { transformersStems } from './pieces.js'
 import { checkShardOptions, type ShardOptions, writeShards } from './shards.js'
+import { transformersStems } from './source.js'
 
 export interface SaveDeemOptions extends ShardOptions {
   /** Default `deem`. */
