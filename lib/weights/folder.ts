@@ -99,6 +99,12 @@ export async function openWeights(
   return files.map((f) => ({ ...f, ofVariant }))
 }
 
+/** Throws ERR_IO where a variant was asked for and no part of a source has it. */
+export function checkVariant(what: string, files: readonly WeightFile[], variant: string | undefined): void {
+  if (variant !== undefined && !files.some(({ ofVariant }) => ofVariant))
+    throw new DeemError('ERR_IO', `${what} holds no weights of the variant '${variant}'`)
+}
+
 /** Whether a folder lies there. Throws ERR_IO where nothing does. */
 export async function isFolder(path: string): Promise<boolean> {
   try {

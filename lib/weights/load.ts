@@ -11,7 +11,7 @@ import type { CallOptions } from '../task.js'
 import type { Tokenizer } from '../tokenizer/index.js'
 import { assignPlan, isClean, planAssignment, type WeightsReport, weightsError } from './assign.js'
 import { deemConfig } from './configs.js'
-import { isFolder, openWeights, type VariantOptions } from './folder.js'
+import { checkVariant, isFolder, openWeights, type VariantOptions } from './folder.js'
 import { deemNames } from './names.js'
 import { type Assembly, assemble, checkTokens, type DeemPieces, readTokenizer } from './pieces.js'
 import { locate, notDeem, type SourceOptions, transformersStems } from './source.js'
@@ -65,8 +65,11 @@ export async function loadDeem(source: string | DeemPieces, options: LoadDeemOpt
   const assembly = typeof place === 'string' ? await readFolder(place, reading) : await assemble(place, reading)
   const { config, sources, tokenizer, negativePrompt: start } = assembly
   if (start) scope.keep(start)
-  if (variant !== undefined && !sources.some(({ files }) => files.some(({ ofVariant }) => ofVariant)))
-    throw new DeemError('ERR_IO', `${nameOf(source)} holds no variant '${variant}'`)
+  checkVariant(
+    nameOf(source),
+    sources.flatMap(({ files }) => files),
+    variant,
+  )
   const model = scope.keep(await built(config, { ...create, ...call }, where))
   if (tokenizer) checkTokens(tokenizer, config, where)
   const plan = planAssignment(model, sources)
@@ -106,7 +109,7 @@ async function readFolder(folder: string, call: VariantOptions): Promise<Assembl
   const base = isJsonObject(llm) ? llm['vocab_size'] : undefined
   const pad = isJsonObject(tokens) ? tokens['pad_token_id'] : undefined
   const tokenizer = typeof base === 'number' ? await readTokenizer(folder, base, pad) : undefined
-  return { config, sources: [{ files, naming: deemNames }], ...(tokenizer && { tokenizer }) }
+  return { config, sources: [{ files, naming: deemNames() }], ...(tokenizer && { tokenizer }) }
 }
 
 async function built(config: JsonObject, options: CreateOptions, where: string): Promise<Deem> {

@@ -89,7 +89,7 @@ async function layoutOf({ dir, config }: Case): Promise<Layout> {
     return {
       name: 'deem',
       source: (at) => at,
-      parts: [{ folder: '', stems: transformersStems, naming: deemNames }],
+      parts: [{ folder: '', stems: transformersStems, naming: deemNames() }],
     }
   const whole = await readJson(join(dir, '../deem/config.json'))
   // What the piece knows of itself is left out, so that it has to be found there.
@@ -217,7 +217,7 @@ async function roundTrip(
       dtype,
       maxShardBytes: 100_000,
       companionsFrom: c.dir,
-      oldAttentionNames: kept.some(({ name }) => name.includes('.query.')),
+      oldAttentionNames: kept.some(({ name }) => /mid_block\.attentions\.\d+\.query\./.test(name)),
     })
     const written = await allWritten(place, layout)
     if (c.dtype === 'f32')
