@@ -11,7 +11,7 @@ export {
   type PictureStart,
 } from './generate/picture-session.js'
 export { type ChoiceRules, type Continuations, type Next, type Sampling, TextSession } from './generate/text-session.js'
-export { f32, type HostTensor, hostTensor, i64 } from './host-tensor.js'
+export { f32, type HostArrays, type HostDType, type HostTensor, hostTensor, i64 } from './host-tensor.js'
 export * from './image/index.js'
 export { type LoadOptions, loadModel } from './load-model.js'
 export { ClipText } from './models/clip-text.js'
@@ -40,15 +40,19 @@ export {
   type NameMatch,
   output,
   type ParameterInfo,
+  type PlainTensor,
+  type SessionHandle,
 } from './module.js'
 export {
   type Activation,
   type AttentionOptions,
+  type Binary,
   type Conv2dOptions,
   type MmfsOptions,
   noGrad,
   type Ops,
   ops,
+  type Unary,
 } from './ops.js'
 export { Chat, type ChatOptions, type ChatTemplate, chatTemplates } from './pipeline/chat.js'
 export { type GenerateOptions, type PicturePiece, Pipeline, type TextDelta } from './pipeline/pipeline.js'
@@ -60,12 +64,14 @@ export {
   buildSequences,
   type Cut,
   type Document,
+  type ImagePart,
   image,
   labels,
   type Part,
   type SequenceInputs,
   type SequenceOptions,
   type Sequences,
+  type TextPart,
   text,
 } from './sequence.js'
 export {
@@ -79,7 +85,7 @@ export {
   threads,
 } from './system.js'
 export type { CallOptions } from './task.js'
-export { backward, type DType, Tensor, type TypedArray, tensor } from './tensor.js'
+export { backward, type DType, type Nested, Tensor, type TypedArray, tensor } from './tensor.js'
 export * from './tokenizer/index.js'
 export type { WeightsReport } from './weights/assign.js'
 export { type Converted, type ConvertOptions, convertFolder } from './weights/convert.js'

@@ -33,8 +33,8 @@ export interface MmfsOptions {
   scaleRatios: number[]
 }
 
-type Unary = (x: Tensor) => Tensor
-type Binary = (a: Tensor, b: Tensor) => Tensor
+export type Unary = (x: Tensor) => Tensor
+export type Binary = (a: Tensor, b: Tensor) => Tensor
 
 /** All operations by name. */
 export interface Ops {

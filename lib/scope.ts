@@ -15,6 +15,15 @@ export function track(item: Owned): void {
 /**
  * Runs `fn` and disposes every tensor made in it but those it returns (alone, in an array or as values of an object).
  * Synchronous only: for async code use a {@link Scope}.
+ *
+ * @example
+ * ```ts
+ * import { ops, tensor, tidy } from 'deem'
+ *
+ * const x = tensor([[1, 2], [3, 4]])
+ * const y = tidy(() => ops.mulScalar(ops.add(x, x), 0.5)) // the sum is gone, y stays
+ * y.dispose()
+ * ```
  */
 export function tidy<T>(fn: () => T): T {
   const outer = active
@@ -41,7 +50,21 @@ function ownedIn(value: unknown): Owned[] {
   return Object.values(value).flatMap(ownedIn)
 }
 
-/** Owns what it is given until its end: `using scope = new Scope(); const y = scope.keep(ops.add(a, b))`. */
+/**
+ * Owns what it is given until its end.
+ *
+ * @example
+ * ```ts
+ * import { Scope, tensor, type Vae } from 'deem'
+ *
+ * async function roundTrip(vae: Vae, pixels: Float32Array): Promise<Float32Array> {
+ *   using scope = new Scope()
+ *   const image = scope.keep(tensor(pixels, [1, 64, 64, 3]))
+ *   const { mean } = scope.keep(await vae.encode({ image }, { grad: false }))
+ *   return scope.keep(await vae.decode(mean, { grad: false })).toFloat32()
+ * } // everything kept is disposed here, also where something threw
+ * ```
+ */
 export class Scope implements Disposable {
   readonly #items = new Set<Owned>()
 

@@ -95,7 +95,21 @@ interface Laid<I> {
   images: I[]
 }
 
-/** Documents to padded rows, with everything the losses need. The same documents and options give the same rows. */
+/**
+ * Documents to padded rows, with everything the losses need. The same documents and options give the same rows.
+ *
+ * @example
+ * ```ts
+ * import { buildSequences, image, text, Tokenizer } from 'deem'
+ *
+ * const tokenizer = await Tokenizer.load('vicuna-7b')
+ * const { inputs, images } = buildSequences(
+ *   [[image('cat.png'), text('What is this? ', { loss: false }), text('A cat.')]],
+ *   { tokenizer, imageTokens: 64, maxLength: 2048 },
+ * )
+ * console.log(inputs.text_ids.shape, images) // [1, L], ['cat.png']
+ * ```
+ */
 export function buildSequences<I>(documents: readonly Document<I>[], options: SequenceOptions): Sequences<I> {
   checkOptions(options)
   const cuts: Cut[] = []

@@ -14,7 +14,22 @@ export function resetPeakMemory(): void {
 export function emptyCache(): void {
   native.emptyCache()
 }
-/** A hard limit in bytes on what the engine takes from the system; 0 removes it. Beyond it: ERR_OUT_OF_MEMORY. */
+/**
+ * A hard limit in bytes on what the engine takes from the system; 0 removes it. Beyond it: ERR_OUT_OF_MEMORY.
+ *
+ * @example
+ * ```ts
+ * import { DeemError, loadModel, setMemoryLimit } from 'deem'
+ *
+ * setMemoryLimit(4 * 2 ** 30)
+ * try {
+ *   using model = await loadModel('deem-7b/')
+ * } catch (error) {
+ *   if (!DeemError.isInstance(error) || error.code !== 'ERR_OUT_OF_MEMORY') throw error
+ *   console.log('it needs more than 4 GiB')
+ * }
+ * ```
+ */
 export function setMemoryLimit(bytes: number): void {
   native.setMemoryLimit(bytes)
 }

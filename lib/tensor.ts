@@ -5,7 +5,8 @@ import { type CallOptions, run } from './task.js'
 
 export type { DType, TypedArray } from './native.js'
 
-type Nested = number | bigint | boolean | readonly Nested[]
+/** Numbers in nested lists, the outermost axis first. */
+export type Nested = number | bigint | boolean | readonly Nested[]
 
 /**
  * A handle to an array in the engine's memory. Feature maps are `[N, H, W, C]`, tokens are rows.
@@ -120,6 +121,17 @@ export function backward(
 /**
  * Makes a tensor from a typed array and a shape, or from nested arrays of numbers.
  * The dtype follows the typed array (f32, i64, i32, u8); numbers become f32 unless said otherwise. The data is copied.
+ *
+ * @example
+ * ```ts
+ * import { backward, ops, tensor } from 'deem'
+ *
+ * using x = tensor([[1, 2, 3], [4, 5, 6]])
+ * x.requiresGrad = true
+ * using y = ops.sum(ops.mul(x, x), [0, 1], false)
+ * await backward([y])
+ * console.log(x.grad?.toFloat32()) // 2 x
+ * ```
  */
 export function tensor(data: TypedArray | Nested, shape?: readonly number[], dtype?: DType): Tensor {
   if (ArrayBuffer.isView(data)) {

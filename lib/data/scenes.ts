@@ -57,7 +57,7 @@ export function sceneAt(source: SceneSource, index: number): Scene {
   return drawScene(stream(source, 'scene', index), source.vendors)
 }
 
-/** The crop at `index`: one object on a background, for {@link renderCrop}. */
+/** The crop at `index`: one object on a background, for {@link renderCrops}. */
 export function cropAt(source: SceneSource, index: number): Scene {
   const random = stream(source, 'crop', index)
   return {

@@ -17,7 +17,7 @@ export type Picture = HostTensor<'f32'>
 /** A file's path or URL, the bytes of a file (PNG, JPEG, WebP, AVIF, GIF, TIFF, SVG), raw pixels, or a decoded picture. */
 export type ImageSource = string | URL | Uint8Array | RawImage | Picture
 
-export interface DecodeOptions {
+export interface ImageDecodeOptions {
   /** Pictures with more pixels are refused before they are decoded. Default 2^26 (8192 x 8192). */
   limitPixels?: number
   /** What shows through transparent pixels, 0..1. Default white. */
@@ -25,7 +25,7 @@ export interface DecodeOptions {
 }
 
 /** Any source to RGB in 0..1: turned as its EXIF says, the first frame of animations, transparency over a background. */
-export async function decodeImage(source: ImageSource, options: DecodeOptions = {}): Promise<Picture> {
+export async function decodeImage(source: ImageSource, options: ImageDecodeOptions = {}): Promise<Picture> {
   const limit = options.limitPixels ?? 2 ** 26
   if (!(Number.isSafeInteger(limit) && limit >= 1)) {
     throw new DeemError('ERR_VALUE', `[decodeImage] limitPixels must be a positive integer but got ${limit}`)

@@ -1,7 +1,7 @@
 export {
-  type DecodeOptions,
   decodeImage,
   encodePng,
+  type ImageDecodeOptions,
   type ImageSource,
   type Picture,
   pictureAt,
@@ -10,6 +10,7 @@ export {
 export { maskPicture, type Region, regionMask } from './region.js'
 export { type Filter, resize } from './resize.js'
 export {
+  type Color,
   centerCrop,
   crop,
   flipHorizontal,

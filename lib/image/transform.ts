@@ -1,9 +1,10 @@
 import { DeemError } from '../errors.js'
 import { hostTensor } from '../host-tensor.js'
-import { checkPicture, type DecodeOptions, decodeImage, type ImageSource, type Picture } from './decode.js'
+import { checkPicture, decodeImage, type ImageDecodeOptions, type ImageSource, type Picture } from './decode.js'
 import { type Filter, resize } from './resize.js'
 
-type Color = readonly [number, number, number]
+/** Red, green, blue, each in 0..1. */
+export type Color = readonly [number, number, number]
 
 /** The rectangle with its left top corner at (x, y); it must lie inside. */
 export function crop(picture: Picture, x: number, y: number, width: number, height: number): Picture {
@@ -91,7 +92,7 @@ export interface TwoViews {
 export async function twoViews(
   source: ImageSource,
   sides: { encoder: number; decoder: number },
-  options: SquareOptions & DecodeOptions = {},
+  options: SquareOptions & ImageDecodeOptions = {},
 ): Promise<TwoViews> {
   const picture = await decodeImage(source, options)
   const encoder = await square(picture, sides.encoder, options)

@@ -26,7 +26,11 @@ export interface SamplerPlan {
   initialDeviation: number
 }
 
-/** How a denoiser's outputs turn noise into a picture, one evaluation at a time; for a denoiser of your own. */
+/**
+ * How a denoiser's outputs turn noise into a picture, one evaluation at a time; for a denoiser of your own.
+ *
+ * @see {@link PictureSession} for the denoiser of a model.
+ */
 export class Sampler extends Module {
   /** Throws ERR_CONFIG naming unknown keys and samplers, ERR_VALUE for steps outside of the schedule. */
   static async build(config: SamplerConfig, options: CreateOptions = {}): Promise<Sampler> {

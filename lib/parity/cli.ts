@@ -56,9 +56,9 @@ function worst(list: Comparison[]): Worst {
   return { maxAbs: largest(list.map((c) => c.maxAbs)), maxRel: largest(list.map((c) => c.maxRel)) }
 }
 
-function median(values: number[]): number {
+function median(values: readonly number[]): number | undefined {
   const sorted = [...values].sort((a, b) => a - b)
-  return sorted[sorted.length >> 1] ?? Number.NaN
+  return sorted[sorted.length >> 1]
 }
 
 async function runCase(dir: string, dtype: ComputeType, repeat: number): Promise<Result> {
@@ -94,8 +94,9 @@ async function runCase(dir: string, dtype: ComputeType, repeat: number): Promise
     )
   }
   if (repeat > 0) {
-    result.forwardMs = median(timing.forward)
-    result.backwardMs = median(timing.backward)
+    const [forwardMs, backwardMs] = [median(timing.forward), median(timing.backward)]
+    if (forwardMs !== undefined) result.forwardMs = forwardMs
+    if (backwardMs !== undefined) result.backwardMs = backwardMs
   }
   return result
 }
@@ -120,10 +121,8 @@ const cotangent = /^(.*\.|)ct\./
 const format = (v: number) => v.toExponential(1)
 
 function line(r: Result): string {
-  const times =
-    r.forwardMs === undefined
-      ? ''
-      : `  forward ${r.forwardMs.toFixed(2)} ms  backward ${(r.backwardMs ?? 0).toFixed(2)} ms`
+  const time = (name: string, ms?: number) => (ms === undefined ? '' : `  ${name} ${ms.toFixed(2)} ms`)
+  const times = time('forward', r.forwardMs) + time('backward', r.backwardMs)
   const out = `outputs ${format(r.outputs.maxAbs)} ${format(r.outputs.maxRel)}`
   const grad = `gradients ${format(r.gradients.maxAbs)} ${format(r.gradients.maxRel)}`
   return `${r.case.padEnd(52)} ${out}  ${grad}  ${r.ok ? 'ok' : 'FAIL'}${times}`

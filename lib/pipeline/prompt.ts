@@ -2,8 +2,8 @@
 import { DeemError } from '../errors.js'
 import { stack } from '../host-tensor.js'
 import {
-  type DecodeOptions,
   decodeImage,
+  type ImageDecodeOptions,
   type ImageSource,
   maskPicture,
   type Picture,
@@ -34,7 +34,7 @@ export function within(source: ImageSource, region: Region): RegionOf {
 const isRegion = (v: ImageSource | RegionOf): v is RegionOf => typeof v === 'object' && 'region' in v
 
 /** How pictures of any shape are brought to the model's size. */
-export type PictureFit = SquareOptions & DecodeOptions
+export type PictureFit = SquareOptions & ImageDecodeOptions
 
 /** What the pipeline knows of its model. */
 export interface Geometry {

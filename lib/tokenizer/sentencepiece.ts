@@ -84,7 +84,7 @@ export function fromSentencePiece(bytes: Uint8Array): { json: TokenizerJson; con
             type: 'Unigram',
             unk_id: special.unk,
             byte_fallback: model.byteFallback,
-            vocab: pieces.map((p) => [p.text, p.score]),
+            vocab: pieces.map((p): [string, number] => [p.text, p.score]),
           },
   }
   const named = { bos_token: text(special.bos), eos_token: text(special.eos), pad_token: text(special.pad) }

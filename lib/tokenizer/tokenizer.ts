@@ -26,7 +26,18 @@ export interface TokenizerOptions {
   padId?: number
 }
 
-/** Text to ids and back, with DEEM's added tokens. */
+/**
+ * Text to ids and back, with DEEM's added tokens.
+ *
+ * @example
+ * ```ts
+ * import { Tokenizer } from 'deem'
+ *
+ * const tokenizer = await Tokenizer.load('vicuna-7b') // tokenizer.json, or tokenizer.model alone
+ * const ids = tokenizer.encode('a cat', { bos: true })
+ * console.log(tokenizer.decode(ids), tokenizer.ids.soi)
+ * ```
+ */
 export class Tokenizer {
   readonly ids: SpecialIds
   /** Every id is below it. */

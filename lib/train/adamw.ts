@@ -34,6 +34,27 @@ export interface OptimizedParameter {
 /**
  * AdamW over the trainable parameters of one or more models, or over tensors by name.
  * A parameter's `lr` is multiplied by the factor given to {@link step}: schedules are functions from step to factor.
+ *
+ * @example
+ * ```ts
+ * import type { Deem, DeemTrainInputs } from 'deem'
+ * import { AdamW, cosineWithWarmup } from 'deem/train'
+ *
+ * async function train(model: Deem, batch: (step: number) => DeemTrainInputs): Promise<void> {
+ *   model.freeze('mm_decoder.')
+ *   using optimizer = new AdamW(model, {
+ *     lr: 1e-3,
+ *     weightDecay: 0.02,
+ *     maxGradNorm: 1,
+ *     groups: [{ match: 'sampling_offsets', lr: 1e-4 }],
+ *   })
+ *   const schedule = cosineWithWarmup(50, 600)
+ *   for (let step = 0; step < 600; step++) {
+ *     const { loss } = await model.trainStep(batch(step), optimizer, { lrFactor: schedule(step), seed: 1, step })
+ *     console.log(step, loss)
+ *   }
+ * }
+ * ```
  */
 export class AdamW implements Disposable {
   /** @internal */

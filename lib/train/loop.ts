@@ -33,7 +33,29 @@ export interface LoopResult {
   seconds: number
 }
 
-/** Runs the steps that are left and returns the curves of all of them. Stopped and resumed, it gives the same bits as in one go. */
+/**
+ * Runs the steps that are left and returns the curves of all of them. Stopped and resumed, it gives the same bits as in one go.
+ *
+ * @example
+ * ```ts
+ * import type { Deem, DeemTrainInputs } from 'deem'
+ * import { AdamW, trainLoop } from 'deem/train'
+ *
+ * async function run(model: Deem, batch: (step: number) => DeemTrainInputs, signal: AbortSignal) {
+ *   using optimizer = new AdamW(model, { lr: 1e-3 })
+ *   const { history } = await trainLoop({
+ *     steps: 600,
+ *     models: { model },
+ *     optimizer,
+ *     batch,
+ *     train: (inputs, step) => model.trainStep(inputs, optimizer, { seed: 1, step }),
+ *     checkpoint: 'runs/mine',
+ *     signal,
+ *   })
+ *   return history
+ * }
+ * ```
+ */
 export async function trainLoop<B>(options: LoopOptions<B>): Promise<LoopResult> {
   const { steps, models, optimizer, batch, train, release, checkpoint, checkpointEvery = 60, signal, onStep } = options
   signal?.throwIfAborted()

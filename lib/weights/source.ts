@@ -3,6 +3,7 @@ import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
 import { isJsonObject, type JsonObject, readJson } from '../json.js'
+import { bundledFolder } from './bundled.js'
 import { chooseWeights, namesIn, shardsOf, type VariantOptions } from './folder.js'
 import { fetchFiles, type HubOptions, type HubRepo, openRepo, parseHubId } from './hub.js'
 import type { WeightLayout } from './layouts.js'
@@ -84,12 +85,14 @@ interface Found {
 }
 
 async function find({ source, kind, whole = false }: Wanted, options: SourceOptions): Promise<Found> {
+  const bundled = kind === undefined || kind === 'deem' ? bundledFolder(source) : undefined
+  if (bundled !== undefined) return { path: bundled }
   if (await exists(source)) return { path: source }
   const id = parseHubId(source)
   if (!id)
     throw new DeemError(
       'ERR_IO',
-      `'${source}' is no path that exists, and no id of the hub: org/name or org/name@revision`,
+      `'${source}' is no path that exists, no model of the package, and no id of the hub (org/name or org/name@revision)`,
     )
   let repo: HubRepo
   try {
