@@ -30,7 +30,7 @@ interface LayoutOptions {
 export function partsOf(layout: WeightLayout, config: JsonObject, options: LayoutOptions): LayoutPart[] {
   switch (layout) {
     case 'deem':
-      return [{ folder: '', stem: 'model', naming: deemNames, config }]
+      return [{ folder: '', stem: 'model', naming: deemNames(options.oldAttentionNames), config }]
     case 'llama':
       return [{ folder: '', stem: 'model', naming: llamaNames(), config: llamaJson(config, options.dtype) }]
     case 'stable-diffusion': {
@@ -94,7 +94,7 @@ function objectAt(config: JsonObject, key: string): JsonObject {
   return value
 }
 
-const torchNames: Partial<Record<DType, string>> = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' }
+export const torchNames: Partial<Record<DType, string>> = { f32: 'float32', f16: 'float16', bf16: 'bfloat16' }
 
 function llamaJson(config: JsonObject, dtype: DType): JsonObject {
   const llm = objectAt(config, 'llm')

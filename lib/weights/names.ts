@@ -44,11 +44,13 @@ export function mayBeConvolution(parameter: string): boolean {
   return parameter.startsWith(vae) && newAttention.test(parameter)
 }
 
-/** Published names as they are; the VAE's attention also by its old ones. */
-export const deemNames: Naming = {
-  targets: (stored) => (derived.test(stored) ? [] : [stored.startsWith(vae) ? modernVae(stored) : stored]),
-  covers: () => true,
-  stored: (parameter) => parameter,
+/** Published names as they are; the VAE's attention also by its old ones, which `old` writes. */
+export function deemNames(old = false): Naming {
+  return {
+    targets: (stored) => (derived.test(stored) ? [] : [stored.startsWith(vae) ? modernVae(stored) : stored]),
+    covers: () => true,
+    stored: (parameter) => (old && parameter.startsWith(vae) ? oldVae(parameter) : parameter),
+  }
 }
 
 /** `tied`: there is no head, the embeddings serve as one. */

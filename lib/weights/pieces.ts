@@ -3,16 +3,16 @@ import { join } from 'node:path'
 import { DeemError } from '../errors.js'
 import { type JsonObject, readJson } from '../json.js'
 import { Scope } from '../scope.js'
-import type { CallOptions } from '../task.js'
 import type { Tensor } from '../tensor.js'
 import { addedTokens, Tokenizer } from '../tokenizer/index.js'
 import type { WeightSource } from './assign.js'
 import { diffusersConfig, llamaConfig, merge } from './configs.js'
-import { namesIn, openWeights, type WeightFile } from './folder.js'
+import { namesIn, openWeights, type VariantOptions, type WeightFile } from './folder.js'
 import { llamaNames, openClipNames, unetNames, vaeNames } from './names.js'
 import { emptyPrompt } from './prompt.js'
+import { diffusersStems, openClipStems, transformersStems } from './source.js'
 
-/** Where the pieces lie; what is left out starts fresh. */
+/** Where the pieces lie, as paths or ids of the hub (`org/name` or `org/name@revision`); what is left out starts fresh. */
 export interface DeemPieces {
   /** Keys of the model's configuration: what the pieces do not say, and what shall differ from what they say. */
   config?: object
@@ -33,12 +33,8 @@ export interface Assembly {
   negativePrompt?: Tensor
 }
 
-export const openClipStems = ['open_clip_model', 'open_clip_pytorch_model', 'model', 'pytorch_model']
-export const diffusersStems = ['diffusion_pytorch_model']
-export const transformersStems = ['model', 'pytorch_model']
-
 /** Reads the configurations and the headers of the pieces. */
-export async function assemble(pieces: DeemPieces, call: CallOptions): Promise<Assembly> {
+export async function assemble(pieces: DeemPieces, call: VariantOptions): Promise<Assembly> {
   const given = (pieces.config ?? {}) as JsonObject
   let config: JsonObject = {}
   const sources: WeightSource[] = []
@@ -82,7 +78,7 @@ export async function assemble(pieces: DeemPieces, call: CallOptions): Promise<A
   }
 }
 
-async function readLlama(folder: string, given: JsonObject, call: CallOptions) {
+async function readLlama(folder: string, given: JsonObject, call: VariantOptions) {
   const path = join(folder, 'config.json')
   const stored = await readJson(path)
   const llm = llamaConfig(stored, path)

@@ -3,19 +3,19 @@ import { join } from 'node:path'
 import { readJson } from '../json.js'
 import { ClipText } from '../models/clip-text.js'
 import { Scope } from '../scope.js'
-import type { CallOptions } from '../task.js'
 import { type Tensor, tensor } from '../tensor.js'
 import { ClipTokenizer } from '../tokenizer/clip.js'
 import { assignPlan, isClean, planAssignment, weightsError } from './assign.js'
 import { neededKeys } from './configs.js'
-import { openWeights } from './folder.js'
+import { openWeights, type VariantOptions } from './folder.js'
 import { clipTextNames } from './names.js'
+import { transformersStems } from './source.js'
 
 /**
  * The ids of the empty prompt, i64 [1, T], and the text encoder's output for it, f32 [1, T, C], from the `tokenizer` and
  * `text_encoder` of a Stable Diffusion folder. Throws ERR_IO, ERR_FORMAT, ERR_CONFIG or ERR_WEIGHTS naming the file or folder.
  */
-export async function emptyPrompt(folder: string, call: CallOptions = {}): Promise<{ ids: Tensor; embeds: Tensor }> {
+export async function emptyPrompt(folder: string, call: VariantOptions = {}): Promise<{ ids: Tensor; embeds: Tensor }> {
   const encoder = join(folder, 'text_encoder')
   const path = join(encoder, 'config.json')
   const config = neededKeys(
@@ -34,7 +34,7 @@ export async function emptyPrompt(folder: string, call: CallOptions = {}): Promi
   const signal = call.signal && { signal: call.signal }
   using model = await ClipText.build(config, signal)
   const plan = planAssignment(model, [
-    { files: await openWeights(encoder, ['model', 'pytorch_model'], signal), naming: clipTextNames },
+    { files: await openWeights(encoder, transformersStems, call), naming: clipTextNames },
   ])
   if (!isClean(plan.report)) throw weightsError(`'${encoder}'`, plan.report)
   await assignPlan(model, plan, signal)

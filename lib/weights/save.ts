@@ -1,26 +1,23 @@
-/** `saveDeem` and `convertFolder`: weights as others read them. */
-import { existsSync } from 'node:fs'
-import { cp, mkdir, readdir, realpath } from 'node:fs/promises'
-import { join } from 'node:path'
+/** `saveDeem`: weights as others read them. */
+import { createReadStream, createWriteStream } from 'node:fs'
+import { mkdir, readdir, realpath, stat } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { pipeline } from 'node:stream/promises'
 import { causedBy, DeemError } from '../errors.js'
-import { mapTensors } from '../files.js'
-import { type JsonObject, readJson, writeJson } from '../json.js'
+import { type JsonObject, writeJson } from '../json.js'
 import type { Deem } from '../models/deem.js'
 import { ops } from '../ops.js'
 import { Scope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import type { Tokenizer } from '../tokenizer/index.js'
-import { deemConfig } from './configs.js'
-import { openWeights } from './folder.js'
 import { companions, extraJson, partsOf, vocabularyOf, type WeightLayout } from './layouts.js'
-import { deemNames } from './names.js'
-import { transformersStems } from './pieces.js'
+import { mayBeConvolution } from './names.js'
 import { checkShardOptions, type ShardOptions, writeShards } from './shards.js'
 
 export interface SaveDeemOptions extends ShardOptions {
   /** Default `deem`. */
   layout?: WeightLayout
-  /** Names of the VAE's attention as diffusers had them before 0.15 and as published files still do. Default false. */
+  /** Names of the VAE's attention as diffusers had them before 0.15 and as published files still do: `deem`, `stable-diffusion`. */
   oldAttentionNames?: boolean
   /** A folder of the same layout whose tokenizer, text encoder and the like are copied: a model here holds none of these. */
   companionsFrom?: string
@@ -45,81 +42,89 @@ export async function saveDeem(model: Deem, folder: string, options: SaveDeemOpt
   await writeLayout(parameters, { ...model.config }, folder, options)
 }
 
-/**
- * The same from the files of a DEEM folder, without building a model: bit for bit where the dtype stays. What is stored in the folder is
- * written, whether or not a model could be made of it. Throws ERR_IO, ERR_FORMAT, ERR_CONFIG and ERR_WEIGHTS like `loadDeem`.
- */
-export async function convertFolder(source: string, target: string, options: SaveDeemOptions = {}): Promise<void> {
-  const config = deemConfig(await readJson(join(source, 'config.json')))
-  const call = options.signal ? { signal: options.signal } : {}
-  if ((await realOf(source)) === (await realOf(target)))
-    throw new DeemError('ERR_VALUE', `'${source}' cannot be converted in place`)
-  using scope = new Scope()
-  const parameters = new Map<string, Tensor>()
-  const files = await openWeights(source, transformersStems, call)
-  for (const { path } of files) {
-    const { tensors } = await mapTensors(path, call)
-    scope.keep(tensors)
-    for (const [stored, t] of Object.entries(tensors))
-      for (const name of deemNames.targets(stored) ?? []) {
-        if (parameters.has(name)) throw new DeemError('ERR_FORMAT', `'${source}' stores '${name}' twice`)
-        parameters.set(name, t)
-      }
-  }
-  await writeLayout(parameters, config, target, {
-    ...(layoutKeepsTokens(options) && { companionsFrom: source }),
-    ...options,
-  })
+/** @internal Throws ERR_DTYPE or ERR_VALUE for options that no layout, or not this one, can have. */
+export function checkSaveOptions({
+  layout = 'deem',
+  oldAttentionNames = false,
+  tokenizer,
+  ...write
+}: SaveDeemOptions): void {
+  checkShardOptions(write)
+  if (tokenizer && layout !== 'deem')
+    throw new DeemError('ERR_VALUE', `a tokenizer with DEEM's tokens does not belong into the layout '${layout}'`)
+  if (oldAttentionNames && layout !== 'deem' && layout !== 'stable-diffusion')
+    throw new DeemError('ERR_VALUE', `oldAttentionNames are those of a VAE, which the layout '${layout}' lacks`)
 }
 
-/** Only a DEEM can use the tokenizer of a DEEM. */
-function layoutKeepsTokens({ layout = 'deem' }: SaveDeemOptions): boolean {
-  return layout === 'deem'
-}
-
-async function writeLayout(
+/** @internal Writes parameters, by their names in a DEEM, as a folder of the layout. */
+export async function writeLayout(
   parameters: ReadonlyMap<string, Tensor>,
   config: JsonObject,
   folder: string,
   options: SaveDeemOptions,
 ): Promise<void> {
+  checkSaveOptions(options)
   const { layout = 'deem', oldAttentionNames = false, companionsFrom, tokenizer, ...write } = options
-  checkShardOptions(write)
-  if (tokenizer && layout !== 'deem')
-    throw new DeemError('ERR_VALUE', `a tokenizer with DEEM's tokens does not belong into the layout '${layout}'`)
   const dtype = write.dtype ?? parameters.values().next().value?.dtype ?? 'f32'
   const parts = partsOf(layout, config, { dtype, oldAttentionNames })
   if (layout === 'llama') checkHeadBias(parameters.get(headBias), vocabularyOf(config))
   using scope = new Scope()
-  const contents = parts.map((part) => {
-    const named: Record<string, Tensor> = {}
+  const contents = parts.map(({ folder, stem, naming, config: json }): PartContents => {
+    const tensors: Record<string, Tensor> = {}
     for (const [parameter, t] of parameters) {
-      const name = part.naming.stored(parameter)
+      const name = naming.stored(parameter)
       if (name === undefined) continue
-      named[name] = part.naming.leading?.(parameter) ? scope.keep(ops.slice(t, 0, 0, vocabularyOf(config))) : t
+      tensors[name] = naming.leading?.(parameter)
+        ? scope.keep(ops.slice(t, 0, 0, vocabularyOf(config)))
+        : scope.keep(asMatrix(parameter, t))
     }
-    if (Object.keys(named).length === 0)
+    if (Object.keys(tensors).length === 0)
       throw new DeemError('ERR_WEIGHTS', `there are no weights for the layout '${layout}'`)
-    return named
+    return { folder, stem, tensors, ...(json && { config: json }) }
   })
-  const total = contents.reduce((sum, named) => sum + Object.keys(named).length, 0)
-  let done = 0
-  for (const [i, part] of parts.entries()) {
-    const before = done
-    const named = contents[i] as Record<string, Tensor>
-    await writeShards(join(folder, part.folder), part.stem, named, {
-      ...write,
-      ...(write.onProgress && { onProgress: (n: number) => write.onProgress?.(before + n, total) }),
+  await writeParts(contents, folder, write, async () => {
+    if (companionsFrom !== undefined) await copyNamed(companionsFrom, folder, companions[layout], write.signal)
+    for (const [path, json] of Object.entries(extraJson(layout, config))) {
+      await makeFolder(dirname(join(folder, path)))
+      await writeJson(join(folder, path), json)
+    }
+    if (tokenizer) await tokenizer.save(folder)
+  })
+}
+
+/** @internal The same values without the [..., 1, 1] of what was stored as a convolution; diffusers reads matrices. */
+export function asMatrix(parameter: string, t: Tensor): Tensor {
+  return mayBeConvolution(parameter) && t.shape.length === 4 ? ops.reshape(t, t.shape.slice(0, 2)) : t
+}
+
+/** Weights under the names they get in their files. */
+export interface PartContents {
+  /** Below the target. */
+  folder: string
+  /** What weight files begin with. */
+  stem: string
+  tensors: Record<string, Tensor>
+  config?: JsonObject
+}
+
+/** @internal Writes weights part by part, then what belongs `beside` them, and their config.json last: a folder that has it is whole. */
+export async function writeParts(
+  parts: readonly PartContents[],
+  folder: string,
+  options: ShardOptions,
+  beside: () => Promise<void>,
+): Promise<void> {
+  const { onProgress } = options
+  const total = parts.reduce((sum, { tensors }) => sum + Object.keys(tensors).length, 0)
+  let before = 0
+  for (const { folder: below, stem, tensors } of parts) {
+    await writeShards(join(folder, below), stem, tensors, {
+      ...options,
+      ...(onProgress && { onProgress: (n: number) => onProgress(before + n, total) }),
     })
-    done += Object.keys(named).length
+    before += Object.keys(tensors).length
   }
-  if (companionsFrom !== undefined) await copyCompanions(companionsFrom, folder, layout)
-  for (const [path, json] of Object.entries(extraJson(layout, config))) {
-    await makeFolder(join(folder, path, '..'))
-    await writeJson(join(folder, path), json)
-  }
-  if (tokenizer) await tokenizer.save(folder)
-  // Last: a folder with its config is whole.
+  await beside()
   for (const part of parts) if (part.config) await writeJson(join(folder, part.folder, 'config.json'), part.config)
 }
 
@@ -131,16 +136,31 @@ function checkHeadBias(bias: Tensor | undefined, vocabulary: number): void {
     throw new DeemError('ERR_WEIGHTS', `'${headBias}' is not 0 at id ${at}, and the head of a LLaMA has no bias`)
 }
 
-async function copyCompanions(from: string, to: string, layout: WeightLayout): Promise<void> {
-  if ((await realOf(from)) === (await realOf(to)) && existsSync(from)) return
+/** @internal Copies files and folders, by their paths below `from`, where they are there. */
+export async function copyNamed(
+  from: string,
+  to: string,
+  paths: readonly string[],
+  signal?: AbortSignal,
+): Promise<void> {
   try {
-    const there = await readdir(from)
-    // Links are followed: the caches of Hugging Face consist of them.
-    for (const name of companions[layout])
-      if (there.includes(name)) await cp(join(from, name), join(to, name), { recursive: true, dereference: true })
+    if ((await realpath(from)) === (await realpath(to))) return
+    for (const path of paths) {
+      const there = await stat(join(from, path)).catch(() => undefined)
+      if (there) await copyTree(join(from, path), join(to, path), there.isDirectory(), signal)
+    }
   } catch (cause) {
+    signal?.throwIfAborted()
     throw causedBy(cause, 'ERR_IO', `the files of '${from}' cannot be copied to '${to}'`)
   }
+}
+
+/** Links are followed: the caches of Hugging Face consist of them. An abort stops within a file. */
+async function copyTree(from: string, to: string, folder: boolean, signal?: AbortSignal): Promise<void> {
+  await mkdir(folder ? to : dirname(to), { recursive: true })
+  if (!folder) return pipeline(createReadStream(from), createWriteStream(to), signal ? { signal } : {})
+  for (const name of await readdir(from))
+    await copyTree(join(from, name), join(to, name), (await stat(join(from, name))).isDirectory(), signal)
 }
 
 async function makeFolder(path: string): Promise<void> {
@@ -149,9 +169,4 @@ async function makeFolder(path: string): Promise<void> {
   } catch (cause) {
     throw causedBy(cause, 'ERR_IO', `'${path}' cannot be made`)
   }
-}
-
-/** Where a path leads; undefined where nothing is. */
-async function realOf(path: string): Promise<string | undefined> {
-  return realpath(path).catch(() => undefined)
 }

@@ -96,7 +96,7 @@ const cases: Record<string, Refusal> = {
     of: 'deem',
     change: (folder) => renameSync(join(folder, 'pytorch_model.bin'), join(folder, 'pytorch_model.fp16.bin')),
     code: 'ERR_IO',
-    says: /holds no weights.*only pytorch_model\.fp16\.bin$/,
+    says: /holds no weights.*only the variant fp16: /,
   },
   'weights cut short': {
     of: 'deem',

@@ -18,9 +18,10 @@ import { openWeights } from '../../weights/folder.js'
 import type { WeightLayout } from '../../weights/layouts.js'
 import { type LoadedDeem, loadDeem } from '../../weights/load.js'
 import { deemNames, llamaNames, type Naming, openClipNames, unetNames, vaeNames } from '../../weights/names.js'
-import { type DeemPieces, diffusersStems, openClipStems, transformersStems } from '../../weights/pieces.js'
+import type { DeemPieces } from '../../weights/pieces.js'
 import { emptyPrompt } from '../../weights/prompt.js'
 import { saveDeem } from '../../weights/save.js'
+import { diffusersStems, openClipStems, transformersStems } from '../../weights/source.js'
 import { type Case, need, type Tensors } from '../case.js'
 import { type Comparison, compare } from '../compare.js'
 import type { Timing } from '../program.js'
@@ -88,7 +89,7 @@ async function layoutOf({ dir, config }: Case): Promise<Layout> {
     return {
       name: 'deem',
       source: (at) => at,
-      parts: [{ folder: '', stems: transformersStems, naming: deemNames }],
+      parts: [{ folder: '', stems: transformersStems, naming: deemNames() }],
     }
   const whole = await readJson(join(dir, '../deem/config.json'))
   // What the piece knows of itself is left out, so that it has to be found there.
@@ -216,7 +217,7 @@ async function roundTrip(
       dtype,
       maxShardBytes: 100_000,
       companionsFrom: c.dir,
-      oldAttentionNames: kept.some(({ name }) => name.includes('.query.')),
+      oldAttentionNames: kept.some(({ name }) => /mid_block\.attentions\.\d+\.query\./.test(name)),
     })
     const written = await allWritten(place, layout)
     if (c.dtype === 'f32')
