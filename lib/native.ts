@@ -68,6 +68,8 @@ export interface ParameterInfo {
   norm: boolean
   /** Saved, never trained. */
   buffer: boolean
+  /** Of the codes of a weight in few bits: the weight they stand for, which takes floats when it is assigned. */
+  quantized?: { name: string; shape: number[] }
 }
 
 export interface LoadReport {

@@ -81,7 +81,7 @@ ConvNextOutput ConvNext::forward(const Tensor& pixels, Mode mode, bool checkpoin
   check<ShapeError>(pixels.size(1) >= reach && pixels.size(2) >= reach, "[convnext] pictures need at least ", reach,
                     " x ", reach, " pixels but are ", pixels.size(1), " x ", pixels.size(2));
   ConvNextOutput out;
-  Tensor x = stem_norm(stem(pixels));
+  Tensor x = stem_norm(stem(cast(pixels, stem.weight.dtype())));
   for (size_t i = 0; i < 4; i++) {
     auto run = [&stage = stages[i], mode](const Tensors& in) {
       Tensor y = in[0];

@@ -72,7 +72,8 @@ VisualTokenizer::VisualTokenizer(const Scope& s, const DeemConfig& c)
 }
 
 Seen VisualTokenizer::look(const Tensor& image, const Tensor& mask, Mode mode) const {
-  auto features = sniffer.forward(div(sub(image, reshape(clip_mean, {3})), reshape(clip_std, {3})), mode);
+  auto features = sniffer.forward(
+      div(sub(image, cast(reshape(clip_mean, {3}), image.dtype())), cast(reshape(clip_std, {3}), image.dtype())), mode);
   Seen seen{{}, features.tokens, {}};
   Tensor grid_pos = slice(pos_embed, 0, 1, pos_embed.size(0));
   for (size_t i = 0; i < 4; i++) {

@@ -20,14 +20,16 @@ TextHead::TextHead(const Scope& s, const TextHeadConfig& c) : config(c) {
     std::fill(b.data<float>() + c.orig_txt_vocab_size, b.data<float>() + c.txt_vocab_size, -100.0f);
     return b;
   });
-  // Rows of it are taken apart below, so it never lies in few bits.
+  // Rows of both weights are taken apart and added below, so they never lie in few bits.
   head.weight = (s / "head").param("weight", {c.txt_vocab_size, c.hidden_size}, Init::normal(0.02));
   head.bias = (s / "head").param("bias", {c.txt_vocab_size}, bias);
   if (added == 0) return;
   size_t row = size_t(c.hidden_size) * size_of(head.weight.dtype());
   std::fill_n(static_cast<char*>(head.weight.raw()) + size_t(c.orig_txt_vocab_size) * row, size_t(added) * row,
               char(0));
-  head_new.emplace(s / "head_new", c.hidden_size, added, true, Init::normal(0.02), Init::constant(95));
+  head_new.emplace();
+  head_new->weight = (s / "head_new").param("weight", {added, c.hidden_size}, Init::normal(0.02));
+  head_new->bias = (s / "head_new").param("bias", {added}, Init::constant(95));
 }
 
 Tensor TextHead::operator()(const Tensor& hidden) const {

@@ -103,7 +103,9 @@ Unet::Transformer::Transformer(const Scope& s, int64_t width, int64_t heads, con
 
 Tensor Unet::Transformer::operator()(const Tensor& x, const Tensor& context) const {
   int64_t n = x.size(0), c = x.size(3);
-  auto project = [c](const Tensor& t, const Tensor& w, const Tensor& b) { return linear(t, reshape(w, {c, c}), b); };
+  auto project = [c](const Tensor& t, const Tensor& w, const Tensor& b) {
+    return linear(t, w.ndim() == 2 ? w : reshape(w, {c, c}), b);
+  };
   Tensor h = project(reshape(norm(x), {n, x.size(1) * x.size(2), c}), proj_in_weight, proj_in_bias);
   Tensor n1 = norm1(h);
   h = add(h, attn1(n1, n1));
@@ -167,8 +169,9 @@ Tensor Unet::forward(const Tensor& sample, const Tensor& timesteps, const Tensor
       context.ndim() == 3 && context.size(0) == sample.size(0) && context.size(2) == config.cross_attention_dim,
       "[unet] context must be [", sample.size(0), ", T, ", config.cross_attention_dim, "] but has shape ",
       context.shape());
-  Tensor embedding = cast(timestep_embedding(timesteps, config.block_out_channels[0]), sample.dtype());
-  Tensor time = silu(time2(time1(embedding, Activation::silu)));
+  DType dtype = conv_in.weight.dtype();
+  Tensor embedding = cast(timestep_embedding(timesteps, config.block_out_channels[0]), dtype);
+  Tensor time = silu(time2(time1(embedding, Activation::silu))), words = cast(context, dtype);
 
   // One resnet with its attention; a block of a checkpoint.
   auto layer = [&](const Block& b, size_t l, const Tensor& x) {
@@ -176,11 +179,11 @@ Tensor Unet::forward(const Tensor& sample, const Tensor& timesteps, const Tensor
       Tensor y = b.resnets[l](in[0], in[1]);
       return l < b.attentions.size() ? b.attentions[l](y, in[2]) : y;
     };
-    Tensors in{x, time, context};
+    Tensors in{x, time, words};
     return checkpointed ? checkpoint(run, in, b.resnets[l].conv1.weight.requires_grad()) : run(in);
   };
 
-  Tensor x = conv_in(sample);
+  Tensor x = conv_in(cast(sample, dtype));
   Tensors residuals{x};
   for (const Block& b : down) {
     for (size_t l = 0; l < b.resnets.size(); l++) residuals.push_back(x = layer(b, l, x));
@@ -197,7 +200,7 @@ Tensor Unet::forward(const Tensor& sample, const Tensor& timesteps, const Tensor
     // To the size of the next residual, which is not always the double.
     if (b.resample) x = (*b.resample)(resize_nearest(x, residuals.back().size(1), residuals.back().size(2)));
   }
-  return conv_out(conv_norm_out(x, true));
+  return cast(conv_out(conv_norm_out(x, true)), sample.dtype());
 }
 
 namespace {

@@ -187,12 +187,12 @@ std::pair<Tensor, Tensor> Vae::encode(const Tensor& image, const MaybeTiling& ti
 }
 
 Tensor Vae::moments(const Tensor& image) const {
-  Tensor x = encoder.conv_in(image);
+  Tensor x = encoder.conv_in(cast(image, quant_conv.weight.dtype()));
   for (const Block& block : encoder.blocks) {
     for (const ResnetBlock& r : block.resnets) x = r(x);
     if (block.resample) x = (*block.resample)(x);
   }
-  return quant_conv(encoder.conv_out(encoder.conv_norm_out(encoder.mid(x), true)));
+  return cast(quant_conv(encoder.conv_out(encoder.conv_norm_out(encoder.mid(x), true))), image.dtype());
 }
 
 Tensor Vae::sample_scaled(const Tensor& mean, const Tensor& logvar, const Tensor& eps) const {
@@ -211,12 +211,12 @@ Tensor Vae::decode(const Tensor& latent, const MaybeTiling& tiling) const {
 }
 
 Tensor Vae::pixels(const Tensor& latent) const {
-  Tensor x = decoder.mid(decoder.conv_in(post_quant_conv(latent)));
+  Tensor x = decoder.mid(decoder.conv_in(post_quant_conv(cast(latent, post_quant_conv.weight.dtype()))));
   for (const Block& block : decoder.blocks) {
     for (const ResnetBlock& r : block.resnets) x = r(x);
     if (block.resample) x = (*block.resample)(resize_nearest(x, 2 * x.size(1), 2 * x.size(2)));
   }
-  return decoder.conv_out(decoder.conv_norm_out(x, true));
+  return cast(decoder.conv_out(decoder.conv_norm_out(x, true)), latent.dtype());
 }
 
 namespace {

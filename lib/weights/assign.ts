@@ -47,6 +47,8 @@ export interface Plan {
 /** What of the sources goes where. Nothing is moved. */
 export function planAssignment(model: Module, sources: readonly WeightSource[]): Plan {
   const parameters = new Map(model.parameters().map((p) => [p.name, p]))
+  // Floats for a weight in few bits come under its own name.
+  const codes = new Map([...parameters.values()].flatMap((p) => (p.quantized ? [[p.quantized.name, p] as const] : [])))
   const aliases = model.aliases()
   const report: WeightsReport = { missing: [], unexpected: [], misshapen: [] }
   const filled = new Set<string>()
@@ -59,7 +61,9 @@ export function planAssignment(model: Module, sources: readonly WeightSource[]):
         const targets = source.naming.targets(tensor.name)
         if (!targets) report.unexpected.push(tensor.name)
         for (const name of targets ?? []) {
-          const target = parameters.get(aliases[name] ?? name)
+          const own = aliases[name] ?? name
+          const few = codes.get(own)
+          const target = few?.quantized ? { ...few, ...few.quantized, dtype: 'f32' as const } : parameters.get(own)
           if (!target) {
             report.unexpected.push(tensor.name)
             continue
@@ -67,8 +71,8 @@ export function planAssignment(model: Module, sources: readonly WeightSource[]):
           const shape = wantedShape(target, source)
           const move = moveOf(tensor, target, shape)
           if (!move) report.misshapen.push({ name, shape, stored: tensor.shape, dtype: tensor.dtype })
-          else (filled.has(target.name) ? file.repeats : file.moves).push(move)
-          filled.add(target.name)
+          else (filled.has(few?.name ?? own) ? file.repeats : file.moves).push(move)
+          filled.add(few?.name ?? own)
         }
       }
     }
@@ -83,7 +87,7 @@ function wantedShape({ name, shape }: ParameterInfo, { naming, vocabulary }: Wei
 }
 
 function moveOf(tensor: Stored, target: ParameterInfo, want: readonly number[]): Move | undefined {
-  if (!['f32', 'f16', 'bf16'].includes(tensor.dtype)) return undefined
+  if (!(target.dtype === 'u8' ? ['u8'] : ['f32', 'f16', 'bf16']).includes(tensor.dtype)) return undefined
   const move = { stored: tensor.name, target }
   if (`${tensor.shape}` === `${want}`) return move
   return mayBeConvolution(target.name) && `${tensor.shape}` === `${[...want, 1, 1]}`

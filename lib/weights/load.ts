@@ -14,11 +14,14 @@ import { deemConfig } from './configs.js'
 import { checkVariant, isFolder, openWeights, type VariantOptions } from './folder.js'
 import { deemNames } from './names.js'
 import { type Assembly, assemble, checkTokens, type DeemPieces, readTokenizer } from './pieces.js'
+import { type QuantizeOption, quantizedConfig } from './quantization.js'
 import { locate, notDeem, type SourceOptions, transformersStems } from './source.js'
 
 export interface LoadDeemOptions extends CreateOptions, SourceOptions {
   /** Whether weights that are missing, unexpected or misshapen are an error (default) or listed in the report. */
   strict?: boolean
+  /** Weights of linear layers in 8 or 4 bits, brought there one after another while they are read. */
+  quantize?: QuantizeOption
 }
 
 export interface LoadedDeem {
@@ -55,7 +58,7 @@ const pieceKinds = { llama: 'llama', stableDiffusion: 'stable-diffusion', openCl
  * what came of a file before is gone on with the next time.
  */
 export async function loadDeem(source: string | DeemPieces, options: LoadDeemOptions = {}): Promise<LoadedDeem> {
-  const { strict = true, signal, onProgress, variant, hub, ...create } = options
+  const { strict = true, signal, onProgress, variant, hub, quantize, ...create } = options
   const call: CallOptions = signal ? { signal } : {}
   signal?.throwIfAborted()
   const place = await placeOf(source, { variant, hub, ...call })
@@ -63,7 +66,8 @@ export async function loadDeem(source: string | DeemPieces, options: LoadDeemOpt
   using scope = new Scope()
   const reading = { variant, ...call }
   const assembly = typeof place === 'string' ? await readFolder(place, reading) : await assemble(place, reading)
-  const { config, sources, tokenizer, negativePrompt: start } = assembly
+  const { sources, tokenizer, negativePrompt: start } = assembly
+  const config = quantize === undefined ? assembly.config : quantizedConfig(assembly.config, quantize)
   if (start) scope.keep(start)
   checkVariant(
     nameOf(source),

@@ -36,6 +36,8 @@ const headBias = 'text_decoder.head.bias'
  */
 export async function saveDeem(model: Deem, folder: string, options: SaveDeemOptions = {}): Promise<void> {
   using scope = new Scope()
+  if ((options.layout ?? 'deem') !== 'deem' && model.parameters().some((p) => p.quantized))
+    throw new DeemError('ERR_WEIGHTS', `the layout '${options.layout}' has no place for weights in few bits`)
   const parameters = new Map(model.parameters().map((p) => [p.name, scope.keep(model.view(p.name))]))
   // Shared tensors are stored under both names: readers that know no sharing find each.
   for (const [alias, name] of Object.entries(model.aliases())) parameters.set(alias, parameters.get(name) as Tensor)

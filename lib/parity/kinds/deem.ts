@@ -10,7 +10,7 @@ import { publishedGroups } from '../../train/published.js'
 import { cosineWithWarmup } from '../../train/schedule.js'
 import { trainStep } from '../../train/step.js'
 import { type Case, type Json, loadCase, nchw, need, nhwc, type Tensors } from '../case.js'
-import { type Comparison, compare, type Rule } from '../compare.js'
+import { type Comparison, type ComputeType, compare, type Rule } from '../compare.js'
 import { absent, compareGradient, type Timing } from '../program.js'
 
 /** Stored tensors in the engine's layout: images and latents channels last. */
@@ -26,10 +26,10 @@ function batchOf(inputs: Tensors, draws: Tensors = inputs): Tensors {
   }
 }
 
-async function build(config: Json, weights: string): Promise<Module> {
+async function build(config: Json, weights: string, dtype: ComputeType): Promise<Module> {
   // Keys that describe how the case was made, not the model.
   const { note: _note, dropout: _dropout, drop_path: _path, ...model } = config
-  const m = await Module.create('deem', model)
+  const m = await Module.create('deem', model, { dtype })
   await m.load(weights)
   return m
 }
@@ -46,7 +46,7 @@ function ruleOf(name: string): Rule {
 
 export async function runDeem(c: Case, repeat: number, timing: Timing): Promise<Comparison[]> {
   const names = gradientOrder(c.dir)
-  using m = await build(c.config, join(c.dir, 'weights.safetensors'))
+  using m = await build(c.config, join(c.dir, 'weights.safetensors'), c.dtype)
   const batch = batchOf(c.inputs)
   const results: Comparison[] = []
   const put = (name: string, got: Tensor | Float32Array | undefined) => {
@@ -141,7 +141,7 @@ function gradientOrder(dir: string): string[] {
 
 export async function runDeemTrain(c: Case, _repeat: number, timing: Timing): Promise<Comparison[]> {
   const base = await loadCase(join(dirname(c.dir), 'deem_nano'), c.dtype)
-  using m = await build(base.config, join(base.dir, 'weights.safetensors'))
+  using m = await build(base.config, join(base.dir, 'weights.safetensors'), c.dtype)
   const config = c.config as {
     betas: [number, number]
     eps: number

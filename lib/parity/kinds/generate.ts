@@ -31,6 +31,8 @@ export async function runGenerate(c: Case): Promise<Comparison[]> {
   const { weights, calls } = c.config as { weights: string; calls: Call[] }
   const base = await loadCase(dirname(join(c.dir, weights)), c.dtype)
   const { note: _note, dropout: _dropout, drop_path: _path, ...config } = base.config as Json
+  if (c.dtype !== 'f32')
+    throw new DeemError('ERR_NOT_IMPLEMENTED', `what the reference generated is f32: there is none in ${c.dtype}`)
   using model = await Deem.build(config)
   await model.load(join(c.dir, weights))
   const results: Comparison[] = []

@@ -1,5 +1,4 @@
 /** `modules/*`: a part built alone through the public model API, outputs and gradients of inputs and parameters. */
-import { DeemError } from '../../errors.js'
 import { Module } from '../../module.js'
 import { ops } from '../../ops.js'
 import type { Tensor } from '../../tensor.js'
@@ -194,9 +193,8 @@ export function moduleRunner(
   const kind = kinds[name]
   if (!kind) return undefined
   return async (c, repeat, timing) => {
-    using m = await Module.create(kind.model, kind.config(c.config))
+    using m = await Module.create(kind.model, kind.config(c.config), { dtype: c.dtype })
     await m.load(`${c.dir}/weights.safetensors`)
-    if (c.dtype !== 'f32') throw new DeemError('ERR_NOT_IMPLEMENTED', `modules run in f32 so far, not in ${c.dtype}`)
     const results: Comparison[] = []
     for (const prefix of kind.prefixes?.(c.config) ?? ['']) {
       const stored = {
