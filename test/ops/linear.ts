@@ -36,7 +36,7 @@ const linearCase = (
   ...rest,
 })
 
-const narrow = { bf16: narrowLimits.bf16 }
+const narrow = narrowLimits
 opTest('linear', [
   // One row, and widths around vectors and tiles.
   ...[1, 3, 17, 63].map((width) => linearCase([1, width], 5)),
@@ -53,7 +53,7 @@ opTest('linear', [
   linearCase([4, 0], 3, { bias: false }),
   linearCase([4, 5], 0),
   ...(['relu', 'gelu', 'gelu_tanh', 'silu', 'quick_gelu'] as const).map((activation) =>
-    linearCase([4, 9], 17, { activation, narrow: { bf16: 2 * narrowLimits.bf16 } }),
+    linearCase([4, 9], 17, { activation, narrow: { bf16: 2 * narrowLimits.bf16, f16: 2 * narrowLimits.f16 } }),
   ),
   linearCase([3, 2000], 2, { tolerance: { value: 1e-5 }, probes: 10 }),
   {
@@ -93,10 +93,6 @@ rejects('linear', {
   'mixed dtypes': ['ERR_DTYPE', () => ops.linear(zeros(2, 3), narrowZeros(4, 3), null, 'none')],
   'a bias of another dtype': ['ERR_DTYPE', () => ops.linear(zeros(2, 3), zeros(4, 3), narrowZeros(4), 'none')],
   integers: ['ERR_DTYPE', () => ops.linear(ids(2, 3), ids(4, 3), null, 'none')],
-  'f16, which the processor backend lacks': [
-    'ERR_DTYPE',
-    () => ops.linear(ops.cast(zeros(2, 3), 'f16'), ops.cast(zeros(4, 3), 'f16'), null, 'none'),
-  ],
   'an unknown activation': ['ERR_CONFIG', () => ops.linear(zeros(2, 3), zeros(4, 3), null, 'mish' as Activation)],
   'no activation': ['ERR_VALUE', () => ops.linear(zeros(2, 3), zeros(4, 3), null, undefined as unknown as Activation)],
   'no weight': ['ERR_DTYPE', () => ops.linear(zeros(2, 3), null as unknown as Tensor, null, 'none')],

@@ -7,7 +7,20 @@ namespace deem::DEEM_ISA {
 // Columns that are turned into floats at once: 8 KB, and whole groups of any size.
 constexpr int64_t kSpan = 2048;
 
-static float rounded(float v) { return float(f16(v)); }
+// The f16 nearest to v among those as far from zero or farther.
+static f16 away_from_zero(float v) {
+  f16 h(v);
+  if (std::fabs(float(h)) < std::fabs(v)) h.bits++;
+  return h;
+}
+// The largest f16 that is not above v.
+static f16 not_above(float v) {
+  f16 h(v);
+  if (!(float(h) > v)) return h;
+  if (float(h) > 0) h.bits--;
+  else h.bits = uint16_t(v < 0 && h.bits == 0 ? 0x8001 : h.bits + 1);
+  return h;
+}
 
 static bool is_finite(float v) { return v - v == 0; }
 
@@ -17,7 +30,8 @@ static int to_code(float v, float inverse, int zero, int lowest, int highest) {
 }
 
 // The scale takes the number farthest from zero to the end of the codes: to -2^(bits-1) in 4 bits, whose codes reach one farther below
-// zero than above, to +-127 in 8. With offsets the smallest number becomes code 0 and the largest the last one.
+// zero than above, to +-127 in 8. With offsets the smallest number becomes code 0 and the largest the last one. Scales are rounded away from
+// zero and offsets down, so that no number lies outside of the codes.
 static bool quantize_row(const float* w, uint8_t* row, const QuantFormat& f) {
   int zero = int(f.zero()), highest = (1 << f.bits) - 1, lowest = f.symmetric && f.bits == 8 ? 1 : 0;
   f16* scales = (f16*)(row + f.code_bytes());
@@ -31,17 +45,18 @@ static bool quantize_row(const float* w, uint8_t* row, const QuantFormat& f) {
       low = min(low, w[i]);
       high = max(high, w[i]);
     }
-    float scale, offset = 0;
+    f16 scale_bits;
+    float offset = 0;
     if (f.symmetric) {
       float farthest = -low > high ? low : high;
-      scale = f.bits == 8 ? std::fabs(farthest) / 127 : farthest / -8;
+      scale_bits = away_from_zero(f.bits == 8 ? std::fabs(farthest) / 127 : farthest / -8);
     } else {
-      offset = rounded(low);
-      scale = (high - offset) / float(highest);
-      offsets[g] = f16(low);
+      offsets[g] = not_above(low);
+      offset = float(offsets[g]);
+      scale_bits = away_from_zero((high - offset) / float(highest));
     }
-    scales[g] = f16(scale);
-    scale = rounded(scale);
+    scales[g] = scale_bits;
+    float scale = float(scale_bits);
     if (!is_finite(scale) || !is_finite(offset)) return false;
     float inverse = scale == 0 ? 0 : 1 / scale;
     for (int64_t i = from; i < to; i++) {

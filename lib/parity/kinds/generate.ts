@@ -1,5 +1,6 @@
 /** `model/deem_nano_generate`: greedy and beam decoding, scores of options, and painting by two samplers, step by step. */
 import { dirname, join } from 'node:path'
+import { DeemError } from '../../errors.js'
 import { PictureSession } from '../../generate/picture-session.js'
 import { TextSession } from '../../generate/text-session.js'
 import { Deem, type DeemInputs } from '../../models/deem.js'
