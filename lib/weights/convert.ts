@@ -4,6 +4,7 @@ import { dirname, join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
 import { mapTensors } from '../files.js'
 import { type JsonObject, readJson } from '../json.js'
+import type { DType } from '../native.js'
 import { Scope } from '../scope.js'
 import type { Tensor } from '../tensor.js'
 import { deemConfig } from './configs.js'
@@ -123,7 +124,7 @@ async function pieceWriter(
         tensors,
         Object.fromEntries(await reader.read(at, stems, (name) => (derived.test(name) ? [] : [name]))),
       )
-    const config = bare ? undefined : withDtype(await readJson(join(at, 'config.json')), save)
+    const config = bare ? undefined : withDtype(await readJson(join(at, 'config.json')), save.dtype, tensors)
     parts.push({ folder: below, stem: stems[0] as string, tensors, ...(config && { config }) })
   }
   return (fresh) => writeParts(parts, fresh, save, () => copyNamed(folder, fresh, sourceFiles[kind], save.signal))
@@ -178,8 +179,14 @@ async function kindByNames(path: string, options: VariantOptions): Promise<Weigh
   )
 }
 
-/** What transformers makes of the weights where nobody says otherwise. */
-function withDtype(config: JsonObject, { dtype }: SaveDeemOptions): JsonObject {
+/** transformers casts to what the config says, which the files need not agree with. */
+function withDtype(
+  config: JsonObject,
+  asked: DType | undefined,
+  tensors: Readonly<Record<string, Tensor>>,
+): JsonObject {
+  const stored = new Set(Object.values(tensors).flatMap((t) => (torchNames[t.dtype] ? t.dtype : [])))
+  const dtype = asked ?? (stored.size === 1 ? [...stored][0] : undefined)
   if (dtype === undefined) return config
   const keys = ['torch_dtype', 'dtype'].filter((key) => config[key] !== undefined)
   return { ...config, ...Object.fromEntries(keys.map((key) => [key, torchNames[dtype]])) }

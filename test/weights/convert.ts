@@ -120,6 +120,9 @@ test('what belongs to a model comes along, and its config says the new dtype', a
     torch_dtype: 'float16',
   })
 
+  // The stored one says bfloat16.
+  t.is(json(join(await convert(layout('llama_bin_fp16')), 'config.json'))['torch_dtype'], 'float16')
+
   const sd = await convert(layout('stable_diffusion'), '--dtype', 'bf16')
   t.deepEqual(files(sd), files(layout('stable_diffusion')))
   t.is(json(join(sd, 'text_encoder/config.json'))['torch_dtype'], 'bfloat16')
