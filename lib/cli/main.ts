@@ -1,7 +1,8 @@
 #!/usr/bin/env node
-/** The command line. Exit codes: 0 done, 1 failed, 2 misused. */
+/** The command line. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted. */
 import { Command } from 'commander'
 import { DeemError } from '../errors.js'
+import { addConvertCommand } from './convert.js'
 import { diagnose, diagnosisText } from './doctor.js'
 import { inspect, inspectedText } from './inspect.js'
 import { addModelCommands } from './run.js'
@@ -30,6 +31,7 @@ program
     console.log(json ? JSON.stringify(found, null, 1) : inspectedText(found))
   })
 
+addConvertCommand(program)
 addModelCommands(program)
 
 try {

@@ -13,6 +13,7 @@ import type { Pipeline } from '../pipeline/pipeline.js'
 import { chatTemplates } from '../pipeline/template.js'
 import type { TextOptions } from '../pipeline/writer.js'
 import { image, text } from '../sequence.js'
+import { interruptible, StatusLine } from './terminal.js'
 
 interface Common {
   model: string
@@ -34,35 +35,21 @@ const number = (lowest: number, whole: boolean) => (word: string) => {
   return n
 }
 
-/** Ctrl-C ends the work under way, a second one the process. */
-async function interruptible<T>(run: (signal: AbortSignal) => Promise<T>): Promise<T> {
-  const stop = new AbortController()
-  const interrupt = () => stop.abort(new Error('interrupted'))
-  process.once('SIGINT', interrupt)
-  try {
-    return await run(stop.signal)
-  } catch (error) {
-    if (stop.signal.aborted) process.exit(130)
-    throw error
-  } finally {
-    process.off('SIGINT', interrupt)
-  }
-}
-
 /** Loads the model, says so where somebody looks, and gives it back afterwards. */
 async function withModel<T>(
   { model, json }: Common,
   run: (p: Pipeline, signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
   return interruptible(async (signal) => {
-    const show = process.stderr.isTTY && !json
-    const onProgress = show
-      ? (done: number, total: number) => process.stderr.write(`\rloading ${Math.round((100 * done) / total)} %`)
-      : undefined
-    using pipeline = await loadModel(model, { signal, onProgress })
-    if (show) process.stderr.write('\r\x1b[K')
+    using pipeline = await load(model, signal, json)
     return await run(pipeline, signal)
   })
+}
+
+async function load(model: string, signal: AbortSignal, json: boolean | undefined): Promise<Pipeline> {
+  using line = new StatusLine(json)
+  const hub = { onProgress: line.bytes('fetching') }
+  return await loadModel(model, { signal, onProgress: line.percent('loading'), hub })
 }
 
 const textOptions = (flags: TextFlags, signal: AbortSignal): TextOptions => ({
@@ -135,7 +122,7 @@ function pictureWriter(folder: string): (picture: Picture) => Promise<string> {
 
 function withTextFlags(command: Command): Command {
   return command
-    .requiredOption('-m, --model <folder>', 'checkpoint folder')
+    .requiredOption('-m, --model <source>', 'checkpoint folder, id of the Hugging Face hub, or deem-nano')
     .option('--max-tokens <n>', 'longest answer', number(1, true), 64)
     .option('--temperature <t>', '0: always the likeliest token', number(0, false), 0)
     .option('--top-p <p>', 'draw among the fewest tokens whose probabilities reach it', number(0, false), 1)
@@ -161,7 +148,7 @@ export function addModelCommands(program: Command): void {
     .command('paint')
     .description('paints a picture from words')
     .argument('<words>')
-    .requiredOption('-m, --model <folder>', 'checkpoint folder')
+    .requiredOption('-m, --model <source>', 'checkpoint folder, id of the Hugging Face hub, or deem-nano')
     .option('-o, --output <file>', 'PNG to write', 'picture.png')
     .addOption(
       new Option('--sampler <name>')

@@ -4,13 +4,13 @@ import { dirname, join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
 import { mapTensors } from '../files.js'
 import { type JsonObject, readJson } from '../json.js'
+import type { DType } from '../native.js'
 import { Scope } from '../scope.js'
-import type { CallOptions } from '../task.js'
 import type { Tensor } from '../tensor.js'
 import { deemConfig } from './configs.js'
-import { checkVariant, isFolder, namesIn, openWeights, type WeightFile } from './folder.js'
+import { checkVariant, isFolder, namesIn, openWeights, type VariantOptions, type WeightFile } from './folder.js'
 import { torchNames, type WeightLayout } from './layouts.js'
-import { deemNames, vaeNames } from './names.js'
+import { deemNames, derived, type Naming, vaeNames } from './names.js'
 import { checkFree, contains, writeFolder } from './replace.js'
 import {
   asMatrix,
@@ -21,6 +21,7 @@ import {
   writeLayout,
   writeParts,
 } from './save.js'
+import { checkShardOptions } from './shards.js'
 import { locate, recognise, type SourceOptions, sourceFiles, sourceParts, transformersStems } from './source.js'
 
 export interface ConvertOptions extends Omit<SaveDeemOptions, 'layout' | 'tokenizer'>, SourceOptions {
@@ -46,7 +47,8 @@ export interface Converted {
 
 /**
  * Writes weights that lie in files under other names, in another dtype or in shards of another size: bit for bit where the dtype stays.
- * What is stored is written, whether or not a model could be made of it; no more than one tensor at a time is held in memory.
+ * What is stored is written, whether or not a model could be made of it, but for tables that any reader computes (`inv_freq`,
+ * `position_ids`). No more than one tensor at a time is held in memory.
  *
  * @param source a DEEM folder, ours or official, or its weight file with a config.json beside it: any layout. A folder of a LLaMA, of
  *   Stable Diffusion or of open_clip, or an open_clip weight file: the same as safetensors, with all that belongs to it. Or an id of the hub.
@@ -57,62 +59,107 @@ export interface Converted {
  */
 export async function convertFolder(source: string, target: string, options: ConvertOptions = {}): Promise<Converted> {
   const { layout: wanted, variant, hub, config, force = false, ...save } = options
-  const { signal } = save
-  const call: CallOptions = signal ? { signal } : {}
-  signal?.throwIfAborted()
-  checkSaveOptions(wanted === undefined ? { ...save, layout: 'deem' } : { ...save, layout: wanted })
+  const reading = { variant, signal: save.signal }
+  save.signal?.throwIfAborted()
+  checkShardOptions(save)
   await checkApart(source, source, target)
   await checkFree(target, force) // also at the end, but this spares a download
-  const path = (await locate([{ source, whole: true }], { variant, hub, ...call }))[0] as string
+  const path = (await locate([{ source, whole: true }], { hub, ...reading }))[0] as string
   await checkApart(source, path, target)
   const folder = (await isFolder(path)) ? path : dirname(path)
-  const kind = config ? 'deem' : await kindOf(path, folder, call)
+  const kind = path === folder && !config ? await recognise(path) : await kindByNames(path, reading)
   const layout = wanted ?? kind
   if (kind !== 'deem' && layout !== kind)
     throw new DeemError('ERR_VALUE', `'${source}' is a ${kind}, which cannot become a ${layout}`)
+  if (kind !== 'deem' && (config || save.companionsFrom !== undefined))
+    throw new DeemError('ERR_VALUE', `'${source}' is a ${kind}: config and companions are for a DEEM alone`)
   checkSaveOptions({ ...save, layout })
 
-  using scope = new Scope()
-  let tensors = 0
-  const opened: WeightFile[] = []
-  const open = async (
-    at: string,
-    stems: readonly string[],
-    names: (stored: string) => readonly string[] | undefined,
-  ) => {
-    const files = await openWeights(at, stems, { variant, ...call })
-    opened.push(...files)
-    const named = await mapAll(scope, files, names, call)
-    tensors += named.size
+  using reader = new Reader(reading)
+  const write =
+    kind === 'deem'
+      ? await deemWriter(reader, path, folder, config as JsonObject | undefined, { ...save, layout })
+      : await pieceWriter(reader, path, folder, kind, save)
+  checkVariant(`'${source}'`, reader.files, variant)
+  const tensors = await writeFolder(target, force, write)
+  return { source, target, kind, layout, tensors, files: await filesOf(target) }
+}
+
+/** Fills a folder and gives the number of tensors it wrote. */
+type Writer = (fresh: string) => Promise<number>
+
+async function deemWriter(
+  reader: Reader,
+  path: string,
+  folder: string,
+  config: JsonObject | undefined,
+  save: SaveDeemOptions,
+): Promise<Writer> {
+  const stored = config ?? (await readJson(join(folder, 'config.json')))
+  const parameters = await reader.read(path, transformersStems, deemNames().targets)
+  // Only a DEEM can use the tokenizer of a DEEM.
+  const companions = save.layout === 'deem' ? { companionsFrom: folder } : {}
+  return (fresh) => writeLayout(parameters, deemConfig(stored), fresh, { ...companions, ...save })
+}
+
+async function pieceWriter(
+  reader: Reader,
+  path: string,
+  folder: string,
+  kind: WeightLayout,
+  { oldAttentionNames = false, ...save }: SaveDeemOptions,
+): Promise<Writer> {
+  if (kind === 'stable-diffusion') await checkParts(path)
+  const vae = vaeNames(oldAttentionNames)
+  const parts: PartContents[] = []
+  for (const { folder: below, stems, optional = false, bare = false } of sourceParts[kind]) {
+    if (optional && !(await namesIn(path)).includes(below)) continue
+    const at = below === '' ? path : join(path, below)
+    const tensors: Record<string, Tensor> = {}
+    if (below === 'vae')
+      for (const [parameter, t] of await reader.read(at, stems, vae.targets))
+        tensors[vae.stored(parameter) as string] = asMatrix(parameter, t, reader.scope)
+    else
+      Object.assign(
+        tensors,
+        Object.fromEntries(await reader.read(at, stems, (name) => (derived.test(name) ? [] : [name]))),
+      )
+    const config = bare ? undefined : withDtype(await readJson(join(at, 'config.json')), save.dtype, tensors)
+    parts.push({ folder: below, stem: stems[0] as string, tensors, ...(config && { config }) })
+  }
+  return (fresh) => writeParts(parts, fresh, save, () => copyNamed(folder, fresh, sourceFiles[kind], save.signal))
+}
+
+/** Maps the tensors of files, and lets go of all of them at the end. */
+class Reader implements Disposable {
+  readonly scope = new Scope()
+  readonly files: WeightFile[] = []
+  readonly #options: VariantOptions
+
+  constructor(options: VariantOptions) {
+    this.#options = options
+  }
+
+  /** By the names they get, which are those that `targets` has for the stored ones. */
+  async read(path: string, stems: readonly string[], targets: Naming['targets']): Promise<Map<string, Tensor>> {
+    const files = await openWeights(path, stems, this.#options)
+    this.files.push(...files)
+    const named = new Map<string, Tensor>()
+    for (const { path: file } of files) {
+      const { tensors } = await mapTensors(file, { signal: this.#options.signal })
+      this.scope.keep(tensors)
+      for (const [stored, t] of Object.entries(tensors))
+        for (const name of targets(stored) ?? []) {
+          if (named.has(name)) throw new DeemError('ERR_FORMAT', `'${path}' stores '${name}' twice`)
+          named.set(name, t)
+        }
+    }
     return named
   }
-  let write: (fresh: string) => Promise<void>
-  if (kind === 'deem') {
-    const stored = (config as JsonObject | undefined) ?? (await readJson(join(folder, 'config.json')))
-    const parameters = await open(path, transformersStems, deemNames().targets)
-    // Only a DEEM can use the tokenizer of a DEEM.
-    const companions = layout === 'deem' ? { companionsFrom: folder } : {}
-    write = (fresh) => writeLayout(parameters, deemConfig(stored), fresh, { ...companions, ...save, layout })
-  } else {
-    if (kind === 'stable-diffusion') await checkParts(path)
-    const parts: PartContents[] = []
-    for (const { folder: below, stems, optional = false, bare = false } of sourceParts[kind]) {
-      const at = below === '' ? path : join(path, below)
-      if (optional && !(await namesIn(path)).includes(below)) continue
-      const isVae = below === 'vae'
-      const named = await open(at, stems, (stored) => (isVae ? vae.targets(stored) : [stored]))
-      parts.push({
-        folder: below,
-        stem: stems[0] as string,
-        tensors: isVae ? vaeTensors(named, save.oldAttentionNames ?? false, scope) : Object.fromEntries(named),
-        ...(!bare && { config: withDtype(await readJson(join(at, 'config.json')), save) }),
-      })
-    }
-    write = (fresh) => writeParts(parts, fresh, save, () => copyNamed(folder, fresh, sourceFiles[kind], signal))
+
+  [Symbol.dispose](): void {
+    this.scope[Symbol.dispose]()
   }
-  checkVariant(`'${source}'`, opened, variant)
-  await writeFolder(target, force, write)
-  return { source, target, kind, layout, tensors, files: await filesOf(target) }
 }
 
 async function checkApart(source: string, path: string, target: string): Promise<void> {
@@ -120,47 +167,26 @@ async function checkApart(source: string, path: string, target: string): Promise
     throw new DeemError('ERR_VALUE', `'${source}' cannot be converted in place, nor into a folder that holds it`)
 }
 
-async function kindOf(path: string, folder: string, call: CallOptions): Promise<WeightLayout> {
-  if (path === folder) return recognise(path)
-  const [file] = await openWeights(path, [], call)
-  const has = (prefix: string) => file?.tensors.some(({ name }) => name.startsWith(prefix))
+/** What weights without a config.json are. */
+async function kindByNames(path: string, options: VariantOptions): Promise<WeightLayout> {
+  const files = await openWeights(path, transformersStems, options)
+  const has = (prefix: string) => files.some(({ tensors }) => tensors.some(({ name }) => name.startsWith(prefix)))
   if (has('mm_decoder.') || has('visual_tokenizer.')) return 'deem'
   if (has('visual.')) return 'open-clip'
   throw new DeemError(
     'ERR_FORMAT',
-    `'${path}' holds neither a DEEM nor a model of open_clip; of others, name the folder`,
+    `the weights of '${path}' are neither those of a DEEM nor of open_clip; of other models, name the folder`,
   )
 }
 
-/** The tensors of files where they lie, by the names they get. */
-async function mapAll(
-  scope: Scope,
-  files: readonly WeightFile[],
-  names: (stored: string) => readonly string[] | undefined,
-  call: CallOptions,
-): Promise<Map<string, Tensor>> {
-  const named = new Map<string, Tensor>()
-  for (const { path } of files) {
-    const { tensors } = await mapTensors(path, call)
-    scope.keep(tensors)
-    for (const [stored, t] of Object.entries(tensors))
-      for (const name of names(stored) ?? []) {
-        if (named.has(name)) throw new DeemError('ERR_FORMAT', `'${path}' stores '${name}' a second time`)
-        named.set(name, t)
-      }
-  }
-  return named
-}
-
-const vae = vaeNames()
-
-function vaeTensors(named: ReadonlyMap<string, Tensor>, old: boolean, scope: Scope): Record<string, Tensor> {
-  const { stored } = vaeNames(old)
-  return Object.fromEntries([...named].map(([name, t]) => [stored(name) ?? name, scope.keep(asMatrix(name, t))]))
-}
-
-/** What transformers makes of the weights where nobody says otherwise. */
-function withDtype(config: JsonObject, { dtype }: SaveDeemOptions): JsonObject {
+/** transformers casts to what the config says, which the files need not agree with. */
+function withDtype(
+  config: JsonObject,
+  asked: DType | undefined,
+  tensors: Readonly<Record<string, Tensor>>,
+): JsonObject {
+  const stored = new Set(Object.values(tensors).flatMap((t) => (torchNames[t.dtype] ? t.dtype : [])))
+  const dtype = asked ?? (stored.size === 1 ? [...stored][0] : undefined)
   if (dtype === undefined) return config
   const keys = ['torch_dtype', 'dtype'].filter((key) => config[key] !== undefined)
   return { ...config, ...Object.fromEntries(keys.map((key) => [key, torchNames[dtype]])) }

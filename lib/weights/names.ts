@@ -19,8 +19,8 @@ const tower = 'visual_tokenizer.sniffer.vision_model.'
 const head = 'text_decoder.head.weight'
 const embeddings = 'mm_decoder.embed_tokens.weight'
 
-/** Tables that old versions of transformers stored beside the weights; the engine computes them. */
-const derived = /(?:^|\.)(?:rotary_emb\.inv_freq|position_ids)$/
+/** Tables that old versions of transformers stored beside the weights; who reads them computes them. */
+export const derived = /(?:^|\.)(?:rotary_emb\.inv_freq|position_ids)$/
 
 /** diffusers before 0.15 and after. */
 const attentionNames = { query: 'to_q', key: 'to_k', value: 'to_v', proj_attn: 'to_out.0' } as const

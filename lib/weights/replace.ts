@@ -8,17 +8,18 @@ import { causedBy, DeemError } from '../errors.js'
  * Lets `write` fill a folder beside `target`, then puts it in its place. Where that fails, or `write` does, nothing is left behind and
  * what was there stays. Throws ERR_IO where `target` is a file, or holds something and `force` is not set.
  */
-export async function writeFolder(
+export async function writeFolder<T>(
   target: string,
   force: boolean,
-  write: (folder: string) => Promise<void>,
-): Promise<void> {
+  write: (folder: string) => Promise<T>,
+): Promise<T> {
   const path = await realpath(target).catch(() => resolve(target))
   await checkFree(path, force)
   const [fresh, old] = ['new', 'old'].map((kind) => `${path}.${randomUUID().slice(0, 8)}.${kind}`) as [string, string]
   const made = await inFolder(path, mkdir(fresh, { recursive: true }))
+  let result: T
   try {
-    await write(fresh)
+    result = await write(fresh)
     await checkFree(path, force) // it took a while
     const there = await exists(path)
     if (there) await inFolder(path, rename(path, old))
@@ -40,6 +41,7 @@ export async function writeFolder(
     throw error
   }
   await inFolder(old, rm(old, { recursive: true, force: true }))
+  return result
 }
 
 /** Throws ERR_IO where a folder cannot be written without loss. */

@@ -58,13 +58,13 @@ export function checkSaveOptions({
     throw new DeemError('ERR_VALUE', `oldAttentionNames are those of a VAE, which the layout '${layout}' lacks`)
 }
 
-/** @internal Writes parameters, by their names in a DEEM, as a folder of the layout. */
+/** @internal Writes parameters, by their names in a DEEM, as a folder of the layout. Gives the number of tensors. */
 export async function writeLayout(
   parameters: ReadonlyMap<string, Tensor>,
   config: JsonObject,
   folder: string,
   options: SaveDeemOptions,
-): Promise<void> {
+): Promise<number> {
   checkSaveOptions(options)
   const { layout = 'deem', oldAttentionNames = false, companionsFrom, tokenizer, ...write } = options
   const dtype = write.dtype ?? parameters.values().next().value?.dtype ?? 'f32'
@@ -78,13 +78,13 @@ export async function writeLayout(
       if (name === undefined) continue
       tensors[name] = naming.leading?.(parameter)
         ? scope.keep(ops.slice(t, 0, 0, vocabularyOf(config)))
-        : scope.keep(asMatrix(parameter, t))
+        : asMatrix(parameter, t, scope)
     }
     if (Object.keys(tensors).length === 0)
       throw new DeemError('ERR_WEIGHTS', `there are no weights for the layout '${layout}'`)
     return { folder, stem, tensors, ...(json && { config: json }) }
   })
-  await writeParts(contents, folder, write, async () => {
+  return await writeParts(contents, folder, write, async () => {
     if (companionsFrom !== undefined) await copyNamed(companionsFrom, folder, companions[layout], write.signal)
     for (const [path, json] of Object.entries(extraJson(layout, config))) {
       await makeFolder(dirname(join(folder, path)))
@@ -95,8 +95,8 @@ export async function writeLayout(
 }
 
 /** @internal The same values without the [..., 1, 1] of what was stored as a convolution; diffusers reads matrices. */
-export function asMatrix(parameter: string, t: Tensor): Tensor {
-  return mayBeConvolution(parameter) && t.shape.length === 4 ? ops.reshape(t, t.shape.slice(0, 2)) : t
+export function asMatrix(parameter: string, t: Tensor, scope: Scope): Tensor {
+  return mayBeConvolution(parameter) && t.shape.length === 4 ? scope.keep(ops.reshape(t, t.shape.slice(0, 2))) : t
 }
 
 /** Weights under the names they get in their files. */
@@ -115,7 +115,7 @@ export async function writeParts(
   folder: string,
   options: ShardOptions,
   beside: () => Promise<void>,
-): Promise<void> {
+): Promise<number> {
   const { onProgress } = options
   const total = parts.reduce((sum, { tensors }) => sum + Object.keys(tensors).length, 0)
   let before = 0
@@ -128,6 +128,7 @@ export async function writeParts(
   }
   await beside()
   for (const part of parts) if (part.config) await writeJson(join(folder, part.folder, 'config.json'), part.config)
+  return total
 }
 
 /** Throws ERR_WEIGHTS where a LLaMA's head, which has no bias, would answer differently. */
