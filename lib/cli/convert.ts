@@ -16,6 +16,9 @@ interface ConvertFlags {
   config?: string
   companions?: string
   force?: boolean
+  quantize?: 'int8' | 'int4'
+  group: 32 | 64 | 128
+  asymmetric?: boolean
   json?: boolean
 }
 
@@ -47,7 +50,8 @@ Examples:
   $ deem convert deem/ llama/ --layout llama                           the language model, as transformers reads it
   $ deem convert deem/ sd/ --layout stable-diffusion --companions stable-diffusion-2-1-base/
   $ deem convert lmsys/vicuna-7b-v1.5 vicuna/ --dtype f16 --max-shard-size 2GB
-  $ deem convert open_clip_pytorch_model.bin clip/`
+  $ deem convert open_clip_pytorch_model.bin clip/
+  $ deem convert deem/ deem-int4/ --quantize int4                      and bf16 or whatever it was for the rest`
 
 export function addConvertCommand(program: Command): void {
   program
@@ -66,6 +70,16 @@ export function addConvertCommand(program: Command): void {
     .option('--variant <name>', 'read weights as model.fp16.safetensors where the source has them')
     .option('--config <file>', 'config.json of a DEEM that has none beside its weights')
     .option('--companions <folder>', 'copy tokenizer, text encoder and the like from a folder of the same layout')
+    .addOption(new Option('--quantize <bits>', 'layers of the language model in few bits').choices(['int8', 'int4']))
+    .addOption(
+      new Option('--group <n>', 'numbers that share a scale')
+        .argParser((word) => {
+          if (!['32', '64', '128'].includes(word)) throw new InvalidArgumentError('needs 32, 64 or 128.')
+          return Number(word)
+        })
+        .default(32),
+    )
+    .option('--asymmetric', 'give every group an offset, too')
     .option('--force', 'replace what the target holds, once all is written')
     .option('--json', 'print one JSON object: what was recognised and written')
     .addHelpText('after', help)
@@ -81,6 +95,9 @@ export function addConvertCommand(program: Command): void {
           ...(flags.config !== undefined && { config: await readJson(flags.config) }),
           ...(flags.companions !== undefined && { companionsFrom: flags.companions }),
           force: flags.force ?? false,
+          ...(flags.quantize && {
+            quantize: { bits: flags.quantize === 'int8' ? 8 : 4, group: flags.group, symmetric: !flags.asymmetric },
+          }),
           hub: { onProgress: line.bytes('fetching') },
           onProgress: line.percent('converting'),
           signal,

@@ -10,7 +10,9 @@ import type { Tensor } from '../tensor.js'
 import { deemConfig } from './configs.js'
 import { checkVariant, isFolder, namesIn, openWeights, type VariantOptions, type WeightFile } from './folder.js'
 import { torchNames, type WeightLayout } from './layouts.js'
+import { loadDeem } from './load.js'
 import { deemNames, derived, type Naming, vaeNames } from './names.js'
+import type { QuantizeOption } from './quantization.js'
 import { checkFree, contains, writeFolder } from './replace.js'
 import {
   asMatrix,
@@ -18,6 +20,7 @@ import {
   copyNamed,
   type PartContents,
   type SaveDeemOptions,
+  saveDeem,
   writeLayout,
   writeParts,
 } from './save.js'
@@ -31,6 +34,8 @@ export interface ConvertOptions extends Omit<SaveDeemOptions, 'layout' | 'tokeni
   config?: object
   /** Whether a target that holds something is replaced, once all is written. Default false. */
   force?: boolean
+  /** Of a DEEM's folder: weights of linear layers in 8 or 4 bits. What it leaves in floats is held in memory meanwhile, as f32. */
+  quantize?: QuantizeOption
 }
 
 export interface Converted {
@@ -58,7 +63,7 @@ export interface Converted {
  * beyond the range of the dtype and for layouts that the source has not got.
  */
 export async function convertFolder(source: string, target: string, options: ConvertOptions = {}): Promise<Converted> {
-  const { layout: wanted, variant, hub, config, force = false, ...save } = options
+  const { layout: wanted, variant, hub, config, force = false, quantize, ...save } = options
   const reading = { variant, signal: save.signal }
   save.signal?.throwIfAborted()
   checkShardOptions(save)
@@ -76,10 +81,17 @@ export async function convertFolder(source: string, target: string, options: Con
   checkSaveOptions({ ...save, layout })
 
   using reader = new Reader(reading)
+  if (quantize !== undefined && (kind !== 'deem' || layout !== 'deem' || config || path !== folder))
+    throw new DeemError(
+      'ERR_VALUE',
+      `'${source}' as ${layout} cannot be quantised: only the folder of a DEEM can, as a DEEM`,
+    )
   const write =
-    kind === 'deem'
-      ? await deemWriter(reader, path, folder, config as JsonObject | undefined, { ...save, layout })
-      : await pieceWriter(reader, path, folder, kind, save)
+    quantize !== undefined
+      ? await quantizedWriter(path, quantize, reading, save)
+      : kind === 'deem'
+        ? await deemWriter(reader, path, folder, config as JsonObject | undefined, { ...save, layout })
+        : await pieceWriter(reader, path, folder, kind, save)
   checkVariant(`'${source}'`, reader.files, variant)
   const tensors = await writeFolder(target, force, write)
   return { source, target, kind, layout, tensors, files: await filesOf(target) }
@@ -100,6 +112,29 @@ async function deemWriter(
   // Only a DEEM can use the tokenizer of a DEEM.
   const companions = save.layout === 'deem' ? { companionsFrom: folder } : {}
   return (fresh) => writeLayout(parameters, deemConfig(stored), fresh, { ...companions, ...save })
+}
+
+async function quantizedWriter(
+  folder: string,
+  quantize: QuantizeOption,
+  reading: VariantOptions,
+  save: SaveDeemOptions,
+): Promise<Writer> {
+  const dtypes = (await openWeights(folder, transformersStems, reading)).flatMap((f) => f.tensors.map((t) => t.dtype))
+  const dtype = save.dtype ?? dtypes.find((d) => d in torchNames) ?? 'f32'
+  return async (fresh) => {
+    const { model } = await loadDeem(folder, {
+      quantize,
+      variant: reading.variant,
+      ...(save.signal && { signal: save.signal }),
+    })
+    try {
+      await saveDeem(model, fresh, { companionsFrom: folder, ...save, dtype })
+      return model.parameters().length
+    } finally {
+      model.dispose()
+    }
+  }
 }
 
 async function pieceWriter(
