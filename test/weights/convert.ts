@@ -288,6 +288,11 @@ test.serial('sources of the hub, all of their parts, and Ctrl-C while they come'
   t.false(existsSync(join(target, 'image_encoder')))
 
   hub.put('org/llama', 'v1', folderFiles(layout('llama')))
+  hub.put('org/twice', 'main', folderFiles(layout('llama')))
+  for (const one of await Promise.all([convert('org/twice'), convert('org/twice'), convert('org/twice')]))
+    t.deepEqual(await stored(one), await stored(layout('llama')), 'three processes at once')
+  t.true(readdirSync(join(cache, 'models--org--twice/blobs')).every((name) => /^[0-9a-f]+$/.test(name)))
+  rmSync(cache, { recursive: true })
   hub.misbehave = (asked) => /^\/[0-9a-f]{64}$/.test(asked.url)
   const stopped = emptyFolder()
   const run = await deem(['convert', 'org/llama@v1', stopped], (kill) => {
