@@ -13,11 +13,11 @@ struct QuantFormat {
   bool symmetric = true;
   int64_t cols = 0;
 
-  int64_t zero() const { return symmetric ? int64_t(1) << (bits - 1) : 0; }
-  int64_t groups() const { return (cols + group - 1) / group; }
-  int64_t block() const { return 512 / bits; }  // numbers
-  int64_t code_bytes() const { return (cols + block() - 1) / block() * 64; }
-  int64_t row_bytes() const { return code_bytes() + groups() * (symmetric ? 2 : 4); }
+  DEEM_INLINE int64_t zero() const { return symmetric ? int64_t(1) << (bits - 1) : 0; }
+  DEEM_INLINE int64_t groups() const { return (cols + group - 1) / group; }
+  DEEM_INLINE int64_t block() const { return 512 / bits; }  // numbers
+  DEEM_INLINE int64_t code_bytes() const { return (cols + block() - 1) / block() * 64; }
+  DEEM_INLINE int64_t row_bytes() const { return code_bytes() + groups() * (symmetric ? 2 : 4); }
   // Follows the weight's name in files, e.g. "int4g32", or "int4g32a" where it has offsets: other settings are another name.
   std::string suffix() const;
   void validate() const;  // throws ValueError
