@@ -157,7 +157,6 @@ const training: Record<string, Bad> = {
     inputs: put('image_tensors', () => floats()),
   },
   'bytes for pictures': { code: 'ERR_DTYPE', says: /must be floating but is u8/, inputs: cast('image_tensors', 'u8') },
-  'narrow pictures': { code: 'ERR_DTYPE', says: /bf16/, inputs: cast('image_tensors', 'bf16') },
   'pictures of another size for the denoiser': {
     code: 'ERR_SHAPE',
     says: /image_tensors_dec must be \[4, 64, 64, 3\]/,
