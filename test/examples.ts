@@ -41,7 +41,8 @@ const checks: Record<string, (t: { regex: (s: string, r: RegExp) => void; true: 
   '03-paint': (t) =>
     withFolder((folder) => {
       run('03-paint', 'a blue background, an apple in the top left.', folder)
-      for (const file of ['painting.png']) t.true(existsSync(join(folder, file)))
+      for (const file of ['step-5.png', 'painting.png', 'variation.png', 'repainted.png'])
+        t.true(existsSync(join(folder, file)))
     }),
   '04-interleave': (t) =>
     withFolder((folder) => {

@@ -44,9 +44,14 @@ Tensor ParameterStore::add(const std::string& name, const Shape& shape, const In
   Tensor t;
   switch (init.kind) {
     case Init::Kind::constant: t = Tensor::full(shape, init.a); break;
-    case Init::Kind::normal: t = mul_scalar(randn(shape, int64_t(build_.seed), int64_t(stream)), init.a); break;
+    // In place: loading needs no more than one tensor beside the model.
+    case Init::Kind::normal:
+      t = randn(shape, int64_t(build_.seed), int64_t(stream));
+      for (float& v : t.values<float>()) v *= float(init.a);
+      break;
     case Init::Kind::uniform:
-      t = mul_scalar(add_scalar(rand(shape, int64_t(build_.seed), int64_t(stream)), -0.5), 2 * init.a);
+      t = rand(shape, int64_t(build_.seed), int64_t(stream));
+      for (float& v : t.values<float>()) v = (v - 0.5f) * float(2 * init.a);
       break;
     case Init::Kind::table: t = init.table(); break;
   }
