@@ -81,12 +81,9 @@ static void quantize(const QuantizeArgs& a) {
 typedef float Floats __attribute__((vector_size(64)));
 typedef int32_t Ints __attribute__((vector_size(64)));
 
-template <class V>
-DEEM_INLINE V load_vector(const void* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
+// As they lie in memory. No function takes or returns vectors: how those are passed depends on the instruction set.
+typedef Floats StoredFloats __attribute__((aligned(4), may_alias));
+typedef Ints StoredInts __attribute__((aligned(1), may_alias));
 
 // A finite f16 without branches: a product, which is exact, puts the exponent right.
 DEEM_INLINE float half(f16 h) {
@@ -116,12 +113,12 @@ DEEM_INLINE void dequantize_span(const uint8_t* row, const QuantFormat& f, int64
   }
   int shift = f.group == 32 ? 5 : f.group == 64 ? 6 : 7;
   for (int64_t i = 0; i < n; i += 512 / Bits) {
-    Ints words = load_vector<Ints>(row + (from + i) / (512 / Bits) * 64);
+    Ints words = *(const StoredInts*)(row + (from + i) / (512 / Bits) * 64);
 #pragma GCC unroll 8
     for (int k = 0; k < 32 / Bits; k++) {
       int64_t at = i + k * 16, g = min(at >> shift, groups - 1);  // beyond the last group: padding
       Floats v = __builtin_convertvector((words >> k * Bits) & ((1 << Bits) - 1), Floats) * scales[g] + offsets[g];
-      __builtin_memcpy(out + at, &v, sizeof v);
+      *(StoredFloats*)(out + at) = v;
     }
   }
 }
@@ -162,10 +159,10 @@ DEEM_INLINE void add_products(const float* x, const float* w, int64_t n, Sums& s
   Floats s0 = sums.lane[0], s1 = sums.lane[1], s2 = sums.lane[2], s3 = sums.lane[3];
   int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
-    s0 += load_vector<Floats>(x + i) * load_vector<Floats>(w + i);
-    s1 += load_vector<Floats>(x + i + 16) * load_vector<Floats>(w + i + 16);
-    s2 += load_vector<Floats>(x + i + 32) * load_vector<Floats>(w + i + 32);
-    s3 += load_vector<Floats>(x + i + 48) * load_vector<Floats>(w + i + 48);
+    s0 += *(const StoredFloats*)(x + i) * *(const StoredFloats*)(w + i);
+    s1 += *(const StoredFloats*)(x + i + 16) * *(const StoredFloats*)(w + i + 16);
+    s2 += *(const StoredFloats*)(x + i + 32) * *(const StoredFloats*)(w + i + 32);
+    s3 += *(const StoredFloats*)(x + i + 48) * *(const StoredFloats*)(w + i + 48);
   }
   for (; i < n; i++) s0[i % 16] += x[i] * w[i];
   sums = {s0, s1, s2, s3};
