@@ -57,7 +57,7 @@ struct QuantizedGemvArgs {
   int64_t m, rows;
   QuantFormat format;
 };
-constexpr int64_t kMostGemvRows = 8;
+constexpr int64_t kMostGemvRows = 32;
 extern Kernel<QuantizedGemvArgs> quantized_gemv_kernel;
 
 }  // namespace deem
