@@ -54,10 +54,10 @@ export {
   ops,
   type Unary,
 } from './ops.js'
-export { Chat, type ChatMessage, type ChatOptions } from './pipeline/chat.js'
 export type { GenerateOptions, PicturePiece, TextDelta } from './pipeline/interleave.js'
 export { type ImageOptions, Pipeline } from './pipeline/pipeline.js'
 export { type Geometry, type PictureFit, type Prompt, type RegionOf, within } from './pipeline/prompt.js'
+export { Session, type SessionMessage, type SessionOptions } from './pipeline/session.js'
 export { type ChatTemplate, chatTemplates, type JinjaTemplate } from './pipeline/template.js'
 export type { FinishReason, TextOptions, TextResult } from './pipeline/writer.js'
 export * from './report/index.js'

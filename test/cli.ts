@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
-import { Chat, encodePng, image, loadModel, type Picture, tensor, text, writeTensors } from 'deem'
+import { encodePng, image, loadModel, type Picture, Session, tensor, text, writeTensors } from 'deem'
 import { nano, nanoConfig } from './_harness/nano.js'
 import { writeTorchFile } from './_harness/torch-file.js'
 
@@ -93,7 +93,7 @@ test.serial('caption, ask and chat print what the pipeline says', async (t) => {
   t.deepEqual(JSON.parse(deem('ask', picture, 'What?', '-m', model, ...flags).stdout), said)
   const chosen = deem('ask', picture, 'yes or no?', '-m', model, '--choices', 'yes', 'no')
   t.regex(chosen.stdout, /^(yes|no)\n$/)
-  using chat = new Chat(p)
+  using chat = new Session(p)
   const first = await chat.ask([image(picture), text('What?')], { maxTokens: 5 })
   const second = await chat.ask('And?', { maxTokens: 5 })
   const talk = deemWith(`@${picture} What?\nAnd?\n\n`, 'chat', '-m', model, '--max-tokens', '5')
@@ -143,12 +143,12 @@ test.serial('ask and chat take templates', async (t) => {
   const file = join(folder, 'own.jinja')
   writeFileSync(file, jinja)
   for (const [name, template] of [['vqa', 'vqa'] as const, [file, { jinja }] as const]) {
-    using chat = new Chat(p, { template })
+    using chat = new Session(p, { template })
     const want = await chat.ask([image(picture), text('What?')], { maxTokens: 5 })
     const run = deem('ask', picture, 'What?', '-m', model, '--max-tokens', '5', '--json', '--template', name)
     t.deepEqual(JSON.parse(run.stdout), want, name)
   }
-  using chat = new Chat(p, { template: 'vicuna' })
+  using chat = new Session(p, { template: 'vicuna' })
   const want = await chat.ask('What?', { maxTokens: 5 })
   const flags = ['-m', model, '--max-tokens', '5', '--template', 'vicuna']
   t.is(deemWith('What?\n', 'chat', ...flags).stdout, `${want.text}\n`)
@@ -168,7 +168,7 @@ test.serial('chat writes the pictures that the model paints, beside those that a
     await p.model.save(join(model, 'model.safetensors'))
   }
   using p = await loadModel(model)
-  using chat = new Chat(p)
+  using chat = new Session(p)
   const pictures: Picture[] = []
   for (const turn of ['Paint', 'More'])
     for await (const piece of chat.generate(turn)) if (piece.type === 'image') pictures.push(piece.image)

@@ -2,13 +2,13 @@
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import {
-  Chat,
   image,
   memory,
   type Picture,
   type PicturePiece,
   Pipeline,
   type Prompt,
+  Session,
   type TextDelta,
   type TextResult,
   Tokenizer,
@@ -219,7 +219,7 @@ test.serial('what is left in the middle, or aborted, leaves nothing behind', asy
     await t.throwsAsync(picture, { is: reason })
     const both = new AbortController()
     const mode = { mode: 'image', painting: { steps: 500 }, signal: both.signal } as const
-    using chat = new Chat(p)
+    using chat = new Session(p)
     const pieces = i % 2 === 0 ? p.generate(prompt, mode) : chat.generate(prompt, mode)
     setTimeout(() => both.abort(reason), 20 * i)
     await t.throwsAsync(pieces.next(), { is: reason })

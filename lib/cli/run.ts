@@ -8,8 +8,8 @@ import { causedBy } from '../errors.js'
 import { encodePng, type Picture } from '../image/index.js'
 import { loadModel } from '../load-model.js'
 import type { SamplerName } from '../models/sampler.js'
-import { Chat, type ChatOptions } from '../pipeline/chat.js'
 import type { Pipeline } from '../pipeline/pipeline.js'
+import { Session, type SessionOptions } from '../pipeline/session.js'
 import { chatTemplates } from '../pipeline/template.js'
 import type { TextOptions } from '../pipeline/writer.js'
 import { image, text } from '../sequence.js'
@@ -65,7 +65,7 @@ async function answer(picture: string, words: string | undefined, flags: TextFla
   const template = await templateOf(flags.template)
   await withModel(flags, async (p, signal) => {
     const prompt = [image(picture), ...(words === undefined ? [] : [text(words)])]
-    using chat = new Chat(p, { template })
+    using chat = new Session(p, { template })
     if (flags.json) {
       console.log(JSON.stringify(await chat.ask(prompt, textOptions(flags, signal)), null, 1))
       return
@@ -79,7 +79,7 @@ const templateFile = /\.(?:jinja2?|j2)$/
 const templateNames = [...Object.keys(chatTemplates), 'own'] as (keyof typeof chatTemplates | 'own')[]
 
 /** A template by its name, or from a file. */
-async function templateOf(name = 'plain'): Promise<NonNullable<ChatOptions['template']>> {
+async function templateOf(name = 'plain'): Promise<NonNullable<SessionOptions['template']>> {
   const known = templateNames.find((n) => n === name)
   if (known) return known
   try {
@@ -199,7 +199,7 @@ export function addModelCommands(program: Command): void {
     .action(async (flags: TextFlags & { pictures?: string }) => {
       const template = await templateOf(flags.template)
       await withModel(flags, async (p, signal) => {
-        using chat = new Chat(p, { template })
+        using chat = new Session(p, { template })
         const write = pictureWriter(flags.pictures ?? '')
         const lines = createInterface({ input: process.stdin, terminal: false })
         signal.addEventListener('abort', () => lines.close())

@@ -2,8 +2,6 @@
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import {
-  Chat,
-  type ChatMessage,
   type GenerateOptions,
   image,
   type Picture,
@@ -11,6 +9,8 @@ import {
   PictureSession,
   Pipeline,
   type Prompt,
+  Session,
+  type SessionMessage,
   type TextDelta,
   TextSession,
   Tokenizer,
@@ -194,7 +194,7 @@ test('rows and copies paint what each of them would alone', async (t) => {
 
 test('a conversation knows the pictures the model painted', async (t) => {
   const p = await pipeline()
-  using chat = new Chat(p)
+  using chat = new Session(p)
   const opened: string[] = []
   const open = p.model.open.bind(p.model)
   p.model.open = (kind, ...rest) => {
@@ -217,14 +217,14 @@ test('a conversation knows the pictures the model painted', async (t) => {
   const roles = ['user', 'assistant', 'user', 'assistant', 'user', 'assistant']
   t.deepEqual(
     history.map(({ role }) => role),
-    roles as ChatMessage['role'][],
+    roles as SessionMessage['role'][],
   )
   t.deepEqual(history[1]?.content, [
     { type: 'image', image: painted },
     { type: 'text', text: word },
   ])
   t.deepEqual(history[3]?.content, [{ type: 'text', text: second.text }])
-  t.is(((history[5] as ChatMessage).content[0] as { image: Picture }).image, third[0] as Picture)
+  t.is(((history[5] as SessionMessage).content[0] as { image: Picture }).image, third[0] as Picture)
 
   // One prompt of everything that was said and shown.
   const document = [...asked, image(painted), text(word), text('And what was it?')]

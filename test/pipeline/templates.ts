@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
-import { Chat, type ChatOptions, image, type Picture, Pipeline, type Prompt, Tokenizer, text } from 'deem'
+import { image, type Picture, Pipeline, type Prompt, Session, type SessionOptions, Tokenizer, text } from 'deem'
 import { renderJinja } from '../../dist/pipeline/jinja.js'
 import { chatTemplates, jinjaRender, surround, type Turn } from '../../dist/pipeline/template.js'
 import { nano, nanoConfig } from '../_harness/nano.js'
@@ -56,7 +56,7 @@ test('known templates are those of the published code, to the letter', async (t)
   t.deepEqual(readable(await surround(chatTemplates.plain)(turns)), ['CAT', question])
   // The model is asked just that.
   const p = await pipeline()
-  using chat = new Chat(p, { template: 'vqa' })
+  using chat = new Session(p, { template: 'vqa' })
   const options = { maxTokens: 5, minLength: 9 }
   const whole = [text(official[0] as string), image(cat), text(official[1] as string)]
   t.deepEqual(await chat.ask([image(cat), text(question)], options), await p.generateText(whole, options))
@@ -128,7 +128,7 @@ const upper = strings.replace(
   "{{ m['content'] | upper if m['role'] == 'assistant' else m['content'] }}",
 )
 const counting = `{{ messages | length }} turns. ${strings}`
-const talks: Record<string, { template: ChatOptions['template'] & object; opened: number }> = {
+const talks: Record<string, { template: SessionOptions['template'] & object; opened: number }> = {
   'one that only grows': { template: { jinja: strings }, opened: 1 },
   'one of lists': { template: { jinja: lists }, opened: 1 },
   'one that changes what the model said': { template: { jinja: upper }, opened: 1 },
@@ -139,7 +139,7 @@ for (const [name, { template, opened }] of Object.entries(talks))
     const p = await pipeline()
     const kinds: string[] = []
     const open = p.model.open.bind(p.model)
-    using chat = new Chat(p, { template })
+    using chat = new Session(p, { template })
     const render = jinjaRender(template as { jinja: string }, { system: undefined, names })
     const turns: Turn[] = []
     const prompts: Parts[] = [[text('What '), image(cat)], [text('And?')], [image(dog), text('this')]]
@@ -190,8 +190,8 @@ test("the folder's own template", async (t) => {
 
   const p = await pipeline(strings)
   const options = { maxTokens: 4, minLength: 9 }
-  using own = new Chat(p, { template: 'own', system: 'Short.' })
-  using same = new Chat(p, { template: { jinja: strings }, system: 'Short.' })
+  using own = new Session(p, { template: 'own', system: 'Short.' })
+  using same = new Session(p, { template: { jinja: strings }, system: 'Short.' })
   t.deepEqual(await own.ask('Hi', options), await same.ask('Hi', options))
   p.dispose()
 })
@@ -228,21 +228,21 @@ test('templates of strangers end by themselves or are ended', async (t) => {
 
 test('mistakes', async (t) => {
   const p = await pipeline()
-  const bad = (template: unknown) => () => new Chat(p, { template: template as 'plain' })
+  const bad = (template: unknown) => () => new Session(p, { template: template as 'plain' })
   t.throws(bad('own'), { code: 'ERR_CONFIG', message: /own/ })
   t.throws(bad('toString'), { code: 'ERR_CONFIG', message: /toString.*vicuna,vqa,own/ })
   t.throws(bad({ jinja: '' }), { code: 'ERR_CONFIG' })
   t.throws(bad({ jinja: lists, image: '' }), { code: 'ERR_CONFIG' })
-  using unknownPlace = new Chat(p, { template: { jinja: lists.replace('<image>', '[IMG]') } })
+  using unknownPlace = new Session(p, { template: { jinja: lists.replace('<image>', '[IMG]') } })
   await t.throwsAsync(unknownPlace.ask([image(cat), text('what?')]), {
     code: 'ERR_FORMAT',
     message: /0 times for 1 pictures/,
   })
-  using ids = new Chat(p, { template: { jinja: strings } })
+  using ids = new Session(p, { template: { jinja: strings } })
   await t.throwsAsync(ids.ask([text([300])]), { code: 'ERR_VALUE', message: /string/ })
   const stop = new AbortController()
   const reason = new Error('stopped by the test')
-  using left = new Chat(p, { template: { jinja: strings } })
+  using left = new Session(p, { template: { jinja: strings } })
   const asked = left.ask('Hi', { signal: stop.signal })
   stop.abort(reason)
   await t.throwsAsync(asked, { is: reason })

@@ -1,7 +1,7 @@
 // Conversations: every turn is what one prompt of all that was said would give, and their ends are clean.
 import { fileURLToPath } from 'node:url'
 import test from 'ava'
-import { Chat, image, memory, type Picture, Pipeline, type Prompt, type TextResult, Tokenizer, text } from 'deem'
+import { image, memory, type Picture, Pipeline, type Prompt, Session, type TextResult, Tokenizer, text } from 'deem'
 import { collect } from './_harness/memory.js'
 import { nano, nanoConfig } from './_harness/nano.js'
 import { generator } from './_harness/random.js'
@@ -45,7 +45,7 @@ const said = ({ ids }: TextResult) => [
 
 test('every turn is what one long prompt gives, with pictures in any of them', async (t) => {
   const p = await pipeline()
-  using chat = new Chat(p, { template })
+  using chat = new Session(p, { template })
   const turns: Prompt[] = [
     'What?',
     [image(noise(1)), text('and this?')],
@@ -68,10 +68,10 @@ test('every turn is what one long prompt gives, with pictures in any of them', a
 
 test('a stop string, an answer in pieces, another turn', async (t) => {
   const p = await pipeline()
-  using chat = new Chat(p, { template: 'vicuna', system: 'License.' })
+  using chat = new Session(p, { template: 'vicuna', system: 'License.' })
   let streamed = ''
   for await (const { text: more } of chat.stream('What?', { maxTokens: 8, minLength: 20 })) streamed += more
-  using other = new Chat(p, { template: 'vicuna', system: 'License.' })
+  using other = new Session(p, { template: 'vicuna', system: 'License.' })
   t.is((await other.ask('What?', { maxTokens: 8, minLength: 20 })).text, streamed)
   t.is((await chat.ask('Or?', { choices: ['yes', 'no'] })).finishReason, 'stop')
   p.dispose()
@@ -82,7 +82,7 @@ test('one turn at a time; a turn that fails or is left ends the conversation and
   await p.generateText('a', { maxTokens: 1 })
   await collect()
   const before = memory().current
-  const chat = new Chat(p)
+  const chat = new Session(p)
   const first = chat.ask('What?', { maxTokens: 20, minLength: 30 })
   await t.throwsAsync(chat.ask('And?'), { code: 'ERR_VALUE', message: /another turn/ })
   await first
@@ -91,11 +91,11 @@ test('one turn at a time; a turn that fails or is left ends the conversation and
   setTimeout(() => stop.abort(reason), 10)
   await t.throwsAsync(chat.ask('More', { maxTokens: 150, minLength: 200, signal: stop.signal }), { is: reason })
   await t.throwsAsync(chat.ask('Still there?'), { code: 'ERR_DISPOSED' })
-  const left = new Chat(p)
+  const left = new Session(p)
   for await (const _ of left.stream('What?', { maxTokens: 20, minLength: 30 })) break
   await t.throwsAsync(left.ask('Still there?'), { code: 'ERR_DISPOSED' })
   await collect()
   t.true(memory().current <= before, `${memory().current} above ${before}`)
-  t.throws(() => new Chat(p, { template: 'nonsense' as 'plain' }), { code: 'ERR_CONFIG', message: /vicuna/ })
+  t.throws(() => new Session(p, { template: 'nonsense' as 'plain' }), { code: 'ERR_CONFIG', message: /vicuna/ })
   p.dispose()
 })

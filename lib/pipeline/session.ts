@@ -17,7 +17,7 @@ import {
 } from './template.js'
 import type { TextOptions, TextResult } from './writer.js'
 
-export interface ChatOptions {
+export interface SessionOptions {
   /** A known one, `own` for the one in the model's folder, or another. Default plain. */
   template?: keyof typeof chatTemplates | 'own' | ChatTemplate | JinjaTemplate
   /** In place of the template's own words before the first turn; the system message of a Jinja template. */
@@ -25,7 +25,7 @@ export interface ChatOptions {
 }
 
 /** What somebody said or showed. */
-export interface ChatMessage {
+export interface SessionMessage {
   role: 'user' | 'assistant'
   content: readonly ({ type: 'text'; text: string } | { type: 'image'; image: ImageSource | RegionOf })[]
 }
@@ -39,7 +39,7 @@ type Unit = number | { image: ImageSource | RegionOf }
  * thought, or trim what it said), the cache goes back to where they part or, before the last thing that was read, everything is read
  * again: the answers are the same, and slower. One turn at a time; one that fails or is aborted ends the conversation.
  */
-export class Chat implements Disposable {
+export class Session implements Disposable {
   readonly #pipeline: Pipeline
   readonly #render: Render
   readonly #turns: Turn[] = []
@@ -51,13 +51,13 @@ export class Chat implements Disposable {
   #state: 'idle' | 'busy' | 'over' = 'idle'
 
   /** Throws ERR_CONFIG for a template that is unknown, or `own` where the folder has none. */
-  constructor(pipeline: Pipeline, { template = 'plain', system }: ChatOptions = {}) {
+  constructor(pipeline: Pipeline, { template = 'plain', system }: SessionOptions = {}) {
     this.#pipeline = pipeline
     this.#render = renderOf(pipeline, template, system)
   }
 
   /** Everything that was said and shown so far. */
-  get history(): ChatMessage[] {
+  get history(): SessionMessage[] {
     const { tokenizer } = this.#pipeline
     return this.#turns.map((turn) => ({
       role: turn.role,
@@ -188,7 +188,7 @@ export class Chat implements Disposable {
   }
 }
 
-function renderOf(pipeline: Pipeline, template: ChatOptions['template'], system: string | undefined): Render {
+function renderOf(pipeline: Pipeline, template: SessionOptions['template'], system: string | undefined): Render {
   const { tokenizer } = pipeline
   const jinja = (chosen: JinjaTemplate) => {
     const { bos, eos, pad } = tokenizer.ids
