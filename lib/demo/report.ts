@@ -184,8 +184,9 @@ function pictureTable({ seen, unseen, paintings }: Evaluation): ReportTable {
 
 function described({ sprites }: World, title: string, group: GroupResult): ReportGallery {
   const captioned = group.captions.slice(0, 8).map(({ scene, said }): [Scene, ReportLine[]] => {
-    const [{ background, recall, precision }] = [captionRates([{ scene, said }])]
-    const right = background.value === 1 && recall.value === 1 && precision.value === 1
+    // All of it: the background, each object and no other, where it is and which way up.
+    const { background, recall, precision, placed, turned } = captionRates([{ scene, said }])
+    const right = [background, recall, precision, placed, turned].every((rate) => rate.value === 1)
     return [scene, [{ label: 'caption', said, truth: denseCaption(scene), right }]]
   })
   const answered = Array.from({ length: 8 }, (_, i) => i).flatMap((i): [Scene, ReportLine[]][] => {
