@@ -24,7 +24,9 @@ struct AddonData {
   Napi::FunctionReference make_error;                // (code, message) => Error, given by lib/native.ts
   std::shared_ptr<Carrier> carrier;                  // brings finished tasks to this environment
   int pending = 0;                                   // tasks under way: they keep the process alive
-  bool grad = true;                                  // whether operations called from here record
+  // Bytes of tensors that V8 has not heard of; tensors may outlive this.
+  std::shared_ptr<int64_t> untold = std::make_shared<int64_t>(0);
+  bool grad = true;  // whether operations called from here record
 };
 
 inline AddonData& data_of(Napi::Env env) { return *env.GetInstanceData<AddonData>(); }

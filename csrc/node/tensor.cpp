@@ -26,14 +26,25 @@ JsTensor::JsTensor(const Napi::CallbackInfo& info) : ObjectWrap(info) {
     throw Napi::TypeError::New(info.Env(), "tensors are made by tensor() and by operations, not by new");
   t_ = *info[0].As<Napi::External<Tensor>>().Data();
   napi_type_tag_object(info.Env(), info.This(), &kTag);
-  told_ = int64_t(t_.nbytes());
-  Napi::MemoryManagement::AdjustExternalMemory(info.Env(), told_);
+  untold_ = data_of(info.Env()).untold;
+  bytes_ = int64_t(t_.nbytes());
+  tell(info.Env(), bytes_);
+}
+
+// V8 collects garbage for 5 to 10 ms whenever it hears of 64 MB more than it last kept, also where the next call frees them.
+// So it hears only of what stays: tensors that come and go within this many bytes are never mentioned.
+void JsTensor::tell(Napi::BasicEnv env, int64_t bytes) {
+  constexpr int64_t kQuiet = 128 << 20;
+  *untold_ += bytes;
+  if (*untold_<kQuiet&& * untold_> - kQuiet) return;
+  Napi::MemoryManagement::AdjustExternalMemory(env, *untold_);
+  *untold_ = 0;
 }
 
 void JsTensor::drop(Napi::BasicEnv env) {
   t_ = Tensor();
-  if (told_) Napi::MemoryManagement::AdjustExternalMemory(env, -told_);
-  told_ = 0;
+  if (bytes_) tell(env, -bytes_);
+  bytes_ = 0;
 }
 
 void JsTensor::Finalize(Napi::BasicEnv env) { drop(env); }

@@ -20,6 +20,7 @@ class JsTensor : public Napi::ObjectWrap<JsTensor> {
  private:
   const Tensor& tensor(const char* what) const;
   void drop(Napi::BasicEnv env);
+  void tell(Napi::BasicEnv env, int64_t bytes);
 
   Napi::Value dispose(const Napi::CallbackInfo& info);
   Napi::Value disposed(const Napi::CallbackInfo& info);
@@ -37,7 +38,8 @@ class JsTensor : public Napi::ObjectWrap<JsTensor> {
   Napi::Value detach(const Napi::CallbackInfo& info);
 
   Tensor t_;
-  int64_t told_ = 0;  // bytes V8 was told about
+  int64_t bytes_ = 0;
+  std::shared_ptr<int64_t> untold_;  // of the environment
 };
 
 }  // namespace deem::node
