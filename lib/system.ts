@@ -40,7 +40,7 @@ export function threads(): number {
 export function setThreads(n: number): void {
   native.setThreads(n)
 }
-/** The instruction set the kernels run with: sse4, avx2 or avx512 (`DEEM_ISA` lowers it). */
+/** The instruction set the kernels run with: sse4, avx2, avx512 or avx512bf16 (`DEEM_ISA` lowers it). */
 export function isa(): string {
   return native.isa()
 }

@@ -15,7 +15,7 @@ function tool(name, ...args) {
   return stdout.split('\n')
 }
 
-for (const isa of ['avx2', 'avx512']) {
+for (const isa of ['avx2', 'avx512', 'avx512bf16']) {
   const folder = join(objects, `deem_kernels_${isa}.dir/csrc/cpu/kernels`)
   if (!existsSync(folder)) continue
   for (const file of readdirSync(folder).filter((f) => f.endsWith('.o'))) {

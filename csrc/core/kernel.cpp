@@ -5,7 +5,7 @@
 
 namespace deem {
 
-static constexpr const char* kIsaNames[kIsaCount] = {"sse4", "avx2", "avx512"};
+static constexpr const char* kIsaNames[kIsaCount] = {"sse4", "avx2", "avx512", "avx512bf16"};
 
 const char* isa_name(int isa) { return kIsaNames[isa]; }
 
@@ -15,6 +15,7 @@ static int detect() {
   if (best && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512cd"))
     best = 2;
+  if (best == 2 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) best = 3;
   if (const char* asked = std::getenv("DEEM_ISA"))
     for (int i = 0; i <= best; i++)
       if (std::string_view(asked) == kIsaNames[i]) return i;

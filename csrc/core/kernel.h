@@ -5,7 +5,7 @@
 
 namespace deem {
 
-constexpr int kIsaCount = 3;  // sse4, avx2, avx512; kernels outside csrc/cpu/kernels register at 0
+constexpr int kIsaCount = 4;  // sse4, avx2, avx512, avx512bf16; kernels outside csrc/cpu/kernels register at 0
 
 int current_isa();  // best one this machine has, or what DEEM_ISA asks for
 const char* isa_name(int isa);

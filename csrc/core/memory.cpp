@@ -1,5 +1,7 @@
 #include "core/memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
@@ -19,6 +21,15 @@ size_t size_class(size_t bytes) {
   if (bytes <= kAlign) return kAlign;
   size_t step = std::max(kAlign, std::bit_ceil(bytes) / 8);
   return (bytes + step - 1) / step * step;
+}
+
+// Large blocks ask for large pages: weights that are read once a token miss the TLB at every small page.
+void* take(size_t size) {
+  constexpr size_t kLargePage = size_t(2) << 20;
+  if (size < kLargePage) return std::aligned_alloc(kAlign, size);
+  void* block = std::aligned_alloc(kLargePage, (size + kLargePage - 1) / kLargePage * kLargePage);
+  if (block) madvise(block, size, MADV_HUGEPAGE);  // advice: without it the block works as well
+  return block;
 }
 
 struct Pool {
@@ -62,10 +73,10 @@ void* allocate(size_t bytes) {
   } else {
     if (p.stats.limit && p.stats.reserved + size > p.stats.limit) p.drop_cached();
     if (p.stats.limit && p.stats.reserved + size > p.stats.limit) p.refuse(size);
-    block = std::aligned_alloc(kAlign, size);
+    block = take(size);
     if (!block) {
       p.drop_cached();
-      block = std::aligned_alloc(kAlign, size);
+      block = take(size);
     }
     check<OutOfMemory>(block != nullptr, "the system has no ", size, " bytes left; ", p.stats.current, " are in use");
     p.stats.reserved += size;

@@ -3,6 +3,8 @@
 // algorithms, templates on public types) could be taken from the AVX-512 object on a machine without it. So kernels
 // use plain loops with `#pragma omp simd`, the always_inline helpers below, and nothing else that is not inlined by force.
 #pragma once
+#include <immintrin.h>
+
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -21,6 +23,22 @@ DEEM_INLINE void store(float* p, float v) { *p = v; }
 DEEM_INLINE void store(bf16* p, float v) { *p = bf16(v); }
 DEEM_INLINE void store(f16* p, float v) { *p = f16(v); }
 
+// One register of floats.
+constexpr int64_t kLanes = DEEM_ISA_INDEX >= 2 ? 16 : DEEM_ISA_INDEX == 1 ? 8 : 4;
+typedef float Vec [[gnu::vector_size(kLanes * 4), gnu::may_alias]];
+typedef float AnyVec [[gnu::vector_size(kLanes * 4), gnu::may_alias, gnu::aligned(4)]];  // as it lies in memory
+
+DEEM_INLINE Vec load_vec(const float* p) { return *(const AnyVec*)p; }
+DEEM_INLINE Vec load_vec(const f16* p) {
+#if DEEM_ISA_INDEX >= 2
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i_u*)p));
+#elif DEEM_ISA_INDEX == 1
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u*)p));
+#else
+  return Vec{load(p), load(p + 1), load(p + 2), load(p + 3)};
+#endif
+}
+
 template <class T>
 DEEM_INLINE T min(T a, T b) {
   return b < a ? b : a;
@@ -30,26 +48,25 @@ DEEM_INLINE T max(T a, T b) {
   return a < b ? b : a;
 }
 
-// exp(x), relative error under 1e-7 of the true value for normal results; 0 below -87.3, +inf above 88.7, NaN stays NaN.
-// Branch-free, so that loops over it vectorise. Cephes' range reduction (ln 2 in two parts), degree-6 polynomial.
+// exp(x), relative error under 1.2e-7; 0 below -86.99, +inf above 88.72, NaN stays NaN. Branch-free, so that loops over it
+// vectorise. n = round(x / ln 2) sits in the low bits of a float whose unit is 1; r = x - n ln 2 with ln 2 in two parts
+// (Cody and Waite); minimax polynomial of 2 exp(r), relative error 3e-9, times 2^(n - 1), whose exponent field ends at 0
+// (n = -126) where results leave the normal numbers, and overflows by the product itself (n = 128).
 DEEM_INLINE float exp(float x) {
-  float c = x < -87.33f ? -87.33f : x;
-  c = c > 88.72f ? 88.72f : c;
-  float n = std::floor(c * 1.44269504088896341f + 0.5f);
+  constexpr float kUnit = 12582912.0f;  // 1.5 * 2^23
+  float c = x < -87.4f ? -87.4f : x;
+  c = c > 89.0f ? 89.0f : c;
+  float t = c * 1.44269504088896341f + kUnit;
+  float n = t - kUnit;
   float r = c - n * 0.693359375f + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  // 2^n in two factors: n reaches 128 at the top of the range.
-  int32_t k = int32_t(n), half = k >> 1;
-  float y = p * std::bit_cast<float>((half + 127) << 23) * std::bit_cast<float>((k - half + 127) << 23);
-  y = x < -87.33f ? 0.0f : y;
-  y = x > 88.72f ? __builtin_inff() : y;
-  return x != x ? x : y;
+  float p = 2.762908022e-3f;
+  p = p * r + 1.673749039e-2f;
+  p = p * r + 8.333678159e-2f;
+  p = p * r + 3.333304080e-1f;
+  p = p * r + 9.999998685e-1f;
+  p = p * r + 2.0f;
+  p = p * r + 2.0f;
+  return p * std::bit_cast<float>((std::bit_cast<uint32_t>(t) << 23) + (uint32_t(126) << 23));
 }
 
 DEEM_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }

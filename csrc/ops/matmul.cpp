@@ -10,6 +10,7 @@
 namespace deem {
 
 constinit Kernel<GemmArgs> gemm_kernel{"gemm"};
+constinit Kernel<FewRowsArgs> few_rows_kernel{"few_rows"};
 constinit Kernel<ColumnSumArgs> column_sum_kernel{"column_sum"};
 
 Activation activation_from_name(const std::string& name) {
@@ -84,6 +85,20 @@ static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const Ma
   if (k == 0) {
     std::fill_n(static_cast<char*>(c.raw()), c.nbytes(), 0);
     if (bias) add_(c, contiguous(broadcast_to(bias->detach(), c.shape())));
+    return;
+  }
+  if (batch == 1 && !ta && tb && m <= kFewRows) {
+    Tensor scratch = Tensor::empty({m, k}, DType::f32, c.device());
+    few_rows_kernel(c.device(), {.x = a.raw(),
+                                 .weight = b.raw(),
+                                 .bias = bias ? bias->raw() : nullptr,
+                                 .y = c.raw(),
+                                 .scratch = scratch.data<float>(),
+                                 .m = m,
+                                 .n = n,
+                                 .k = k,
+                                 .dtype = b.dtype(),
+                                 .y_dtype = c.dtype()});
     return;
   }
   if (a.dtype() == DType::f16 && c.device() == Device::cpu) return half_product(a, ta, b, tb, bias, c, batch, m, k, n);

@@ -18,6 +18,19 @@ struct GemmArgs {
 };
 extern Kernel<GemmArgs> gemm_kernel;
 
+// y[m, n] = sum over k of x[m, k] weight[n, k] + bias[n], for the few rows of a decoding step: every weight is read once.
+struct FewRowsArgs {
+  const void* x;       // [m, k]
+  const void* weight;  // [n, k]
+  const void* bias;    // [n] or null
+  void* y;             // [m, n]
+  float* scratch;      // [m, k]
+  int64_t m, n, k;
+  DType dtype, y_dtype;  // of x, weight and bias; of y
+};
+constexpr int64_t kFewRows = 8;
+extern Kernel<FewRowsArgs> few_rows_kernel;
+
 // y[c] = sum over rows of x[r, c], accumulated in f32.
 struct ColumnSumArgs {
   const void* x;

@@ -99,8 +99,16 @@ static Tensor forward_rows(const Tensor& x, const QuantizedWeight& w, const Mayb
   }
   Tensor wide = cast(x, DType::f32), y = Tensor::empty({m, out});
   Tensor b = bias ? cast(bias->detach(), DType::f32) : Tensor();
-  quantized_gemv_kernel(x.device(), {wide.data<float>(), w.packed.data<uint8_t>(), b ? b.data<float>() : nullptr,
-                                     y.data<float>(), m, out, w.format});
+  Tensor scratch = Tensor::empty({m, gemv_scratch_bytes(w.format)}, DType::u8, x.device());
+  quantized_gemv_kernel(x.device(), {.x = wide.data<float>(),
+                                     .packed = w.packed.data<uint8_t>(),
+                                     .bias = b ? b.data<float>() : nullptr,
+                                     .y = y.data<float>(),
+                                     .scratch = scratch.raw(),
+                                     .m = m,
+                                     .rows = out,
+                                     .format = w.format,
+                                     .short_x = x.dtype() == DType::bf16});
   return cast(y, x.dtype());
 }
 

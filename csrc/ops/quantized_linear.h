@@ -6,8 +6,8 @@
 namespace deem {
 
 // How a weight [rows, cols] lies in few bits: u8 [rows, row_bytes], a row being its codes, one f16 scale a group, and one f16 offset a
-// group unless symmetric. A number is (code - zero) * scale + offset. Codes come in blocks of 64 bytes, sixteen 32-bit words (little
-// endian): word l holds numbers l, l + 16, l + 32, ... from its lowest bits up, so that a shift and a mask give 16 numbers in a row.
+// group unless symmetric. A number is (code - zero) * scale + offset. Codes of 8 bits lie in order; of 4 bits, 32 numbers lie in 16
+// bytes, the first 16 in their lower halves. Rows of codes are padded to whole blocks of 64 bytes.
 struct QuantFormat {
   int64_t bits = 8, group = 32;
   bool symmetric = true;
@@ -49,13 +49,18 @@ struct DequantizeArgs {
 extern Kernel<DequantizeArgs> dequantize_kernel;
 
 // y[m, r] = sum over c of x[m, c] weight[r, c] + bias[r], for few m: a weight is turned into floats in cache and used for all m.
+// What one row of x may need as scratch memory: for every block, up to nine pieces of 64 bytes.
+DEEM_INLINE int64_t gemv_scratch_bytes(const QuantFormat& f) { return (f.cols + f.block() - 1) / f.block() * 9 * 64; }
+
 struct QuantizedGemvArgs {
   const float* x;  // [m, cols]
   const uint8_t* packed;
   const float* bias;  // [rows] or null
   float* y;           // [m, rows]
+  void* scratch;      // [m, gemv_scratch_bytes()]
   int64_t m, rows;
   QuantFormat format;
+  bool short_x;  // x holds numbers of bf16: a few bits of them are all there is to keep
 };
 constexpr int64_t kMostGemvRows = 32;
 extern Kernel<QuantizedGemvArgs> quantized_gemv_kernel;

@@ -29,10 +29,8 @@ function numberAt(row: Uint8Array, cols: number, i: number, { bits, group, symme
   const codes = Math.ceil(cols / block) * 64
   const groups = Math.ceil(cols / group)
   const half = (k: number) => halfOf((row[codes + 2 * k] as number) | ((row[codes + 2 * k + 1] as number) << 8))
-  const at = i % block
-  const bit = Math.floor(at / 16) * bits
-  const byte = row[Math.floor(i / block) * 64 + (at % 16) * 4 + Math.floor(bit / 8)] as number
-  const code = (byte >> (bit % 8)) & (2 ** bits - 1)
+  const byte = row[bits === 8 ? i : Math.floor(i / 32) * 16 + (i % 16)] as number
+  const code = bits === 8 ? byte : i % 32 < 16 ? byte & 15 : byte >> 4
   const g = Math.floor(i / group)
   const scale = half(g)
   return {

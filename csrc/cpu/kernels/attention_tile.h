@@ -9,14 +9,8 @@
 #ifdef DEEM_ISA
 namespace deem::DEEM_ISA {
 
-#if DEEM_ISA_INDEX == 2
-constexpr int64_t kLanes = 16, kRows = 8;
-#elif DEEM_ISA_INDEX == 1
-constexpr int64_t kLanes = 8, kRows = 6;
-#else
-constexpr int64_t kLanes = 4, kRows = 6;
-#endif
-typedef float Vec [[gnu::vector_size(kLanes * 4), gnu::may_alias]];
+// Rows of a register block: its sums, one row of B and one number of A fill the registers.
+constexpr int64_t kRows = kLanes == 16 ? 8 : 6;
 typedef int32_t IntVec [[gnu::vector_size(kLanes * 4), gnu::may_alias]];
 
 constexpr int64_t kPanel = kAttentionPanel, kKeys = kAttentionKeys;

@@ -61,10 +61,12 @@ static bool quantize_row(const float* w, uint8_t* row, const QuantFormat& f) {
     float inverse = scale == 0 ? 0 : 1 / scale;
     for (int64_t i = from; i < to; i++) {
       int code = to_code(w[i] - offset, inverse, zero, lowest, highest);
-      int64_t at = i % f.block(), bit = at / 16 * f.bits;
-      uint8_t& byte = row[i / f.block() * 64 + at % 16 * 4 + bit / 8];
-      int mask = highest << bit % 8;
-      byte = uint8_t((byte & ~mask) | code << bit % 8);
+      if (f.bits == 8) {
+        row[i] = uint8_t(code);
+      } else {
+        uint8_t& byte = row[i / 32 * 16 + i % 16];
+        byte = uint8_t(i % 32 < 16 ? (byte & 0xf0) | code : (byte & 0x0f) | code << 4);
+      }
     }
   }
   return true;
@@ -77,48 +79,70 @@ static void quantize(const QuantizeArgs& a) {
   });
 }
 
-// 16 numbers; narrower instruction sets split them.
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-
-// As they lie in memory. No function takes or returns vectors: how those are passed depends on the instruction set.
-typedef Floats StoredFloats __attribute__((aligned(4), may_alias));
-typedef Ints StoredInts __attribute__((aligned(1), may_alias));
-
 // A finite f16 without branches: a product, which is exact, puts the exponent right.
 DEEM_INLINE float half(f16 h) {
   float v = std::bit_cast<float>(uint32_t(h.bits & 0x7fff) << 13) * 5.192296858534828e33f;  // 2^112
   return std::bit_cast<float>(std::bit_cast<uint32_t>(v) | uint32_t(h.bits & 0x8000) << 16);
 }
 
-// Columns from..from + n of a row, `from` a multiple of 128 and n at most kSpan; whole blocks are written. (code - zero) * scale is exact,
-// also as code * scale - zero * scale: 8 bits times the 11 of an f16.
-template <int Bits>
-DEEM_INLINE void dequantize_span(const uint8_t* row, const QuantFormat& f, int64_t from, int64_t n, float* out) {
-  const f16* stored = (const f16*)(row + f.code_bytes()) + from / f.group;
-  float scales[kSpan / 32], offsets[kSpan / 32], zero = float(f.zero());
-  int64_t groups = (n + f.group - 1) / f.group, all = f.groups();
-  if (f.symmetric) {
+// A format's sizes, worked out once: divisions for every row would cost as much as everything else.
+struct Layout {
+  int64_t cols, code_bytes, row_bytes, groups;
+  int shift;  // log2 of a group
+  bool symmetric;
+  float zero;
+
+  DEEM_INLINE explicit Layout(const QuantFormat& f)
+      : cols(f.cols),
+        code_bytes(f.code_bytes()),
+        row_bytes(f.row_bytes()),
+        groups(f.groups()),
+        shift(f.group == 32   ? 5
+              : f.group == 64 ? 6
+                              : 7),
+        symmetric(f.symmetric),
+        zero(float(f.zero())) {}
+};
+
+// Scales and offsets of the groups of columns from..from + n of a row, `from` a multiple of 128 and n at most kSpan.
+struct Groups {
+  float scale[kSpan / 32 + kLanes], offset[kSpan / 32 + kLanes];  // room for reading whole registers
+};
+DEEM_INLINE void load_groups(const uint8_t* row, const Layout& f, int64_t from, int64_t n, Groups& out) {
+  const f16* stored = (const f16*)(row + f.code_bytes) + (from >> f.shift);
+  const int64_t count = (n + (1 << f.shift) - 1) >> f.shift, all = f.groups;
+  const float zero = f.zero;
+  const bool symmetric = f.symmetric;
 #pragma omp simd
-    for (int64_t g = 0; g < groups; g++) {
-      scales[g] = half(stored[g]);
-      offsets[g] = -zero * scales[g];
-    }
-  } else {
-#pragma omp simd
-    for (int64_t g = 0; g < groups; g++) {
-      scales[g] = half(stored[g]);
-      offsets[g] = half(stored[all + g]);
-    }
+  for (int64_t g = 0; g < count; g++) {
+    out.scale[g] = half(stored[g]);
+    out.offset[g] = symmetric ? -zero * out.scale[g] : half(stored[all + g]);
   }
-  int shift = f.group == 32 ? 5 : f.group == 64 ? 6 : 7;
-  for (int64_t i = 0; i < n; i += 512 / Bits) {
-    Ints words = *(const StoredInts*)(row + (from + i) / (512 / Bits) * 64);
-#pragma GCC unroll 8
-    for (int k = 0; k < 32 / Bits; k++) {
-      int64_t at = i + k * 16, g = min(at >> shift, groups - 1);  // beyond the last group: padding
-      Floats v = __builtin_convertvector((words >> k * Bits) & ((1 << Bits) - 1), Floats) * scales[g] + offsets[g];
-      *(StoredFloats*)(out + at) = v;
+  for (int64_t g = count; g < count + 4; g++)
+    out.scale[g] = out.offset[g] = 0;  // of a block that the row does not fill
+}
+
+// Columns from..from + n of a row as floats; whole pieces of 32 are written. (code - zero) * scale is exact, also as
+// code * scale - zero * scale: 8 bits times the 11 of an f16.
+template <int Bits>
+DEEM_INLINE void dequantize_span(const uint8_t* row, const Layout& f, int64_t from, int64_t n, float* out) {
+  Groups groups;
+  load_groups(row, f, from, n, groups);
+  const int shift = f.shift;
+  const uint8_t* codes = row + from * Bits / 8;
+  for (int64_t i = 0; i < n; i += 32) {
+    const float scale = groups.scale[i >> shift], offset = groups.offset[i >> shift];
+    float* to = out + i;
+    if (Bits == 8) {
+#pragma omp simd
+      for (int64_t k = 0; k < 32; k++) to[k] = float(codes[i + k]) * scale + offset;
+    } else {
+      const uint8_t* bytes = codes + i / 2;
+#pragma omp simd
+      for (int64_t k = 0; k < 16; k++) {
+        to[k] = float(bytes[k] & 15) * scale + offset;
+        to[k + 16] = float(bytes[k] >> 4) * scale + offset;
+      }
     }
   }
 }
@@ -130,13 +154,14 @@ DEEM_INLINE void with_bits(const QuantFormat& f, F&& run) {
 }
 
 static void dequantize(const DequantizeArgs& a) {
+  const Layout f(a.format);
   with_bits(a.format, [&]<int Bits>() {
     parallel_for(a.rows, a.cols * 2, [&](int64_t begin, int64_t end) {
       float span[kSpan];
       for (int64_t r = begin; r < end; r++)
         for (int64_t c = 0; c < a.cols; c += kSpan) {
           int64_t n = min(kSpan, a.cols - c);
-          dequantize_span<Bits>(a.packed + (a.row + r) * a.format.row_bytes(), a.format, a.col + c, n, span);
+          dequantize_span<Bits>(a.packed + (a.row + r) * f.row_bytes, f, a.col + c, n, span);
           if (a.dtype == DType::f32) {
             float* out = (float*)a.out + r * a.cols + c;
             for (int64_t i = 0; i < n; i++) out[i] = span[i];
@@ -150,26 +175,25 @@ static void dequantize(const DequantizeArgs& a) {
   });
 }
 
+// ---- few rows of x ------------------------------------------------------------------------------------------------------
+
 // Sums of 64 lanes, added up in order at the end: the result depends on neither threads nor m.
 struct Sums {
-  Floats lane[4];
+  float lane[64];
 };
 
 DEEM_INLINE void add_products(const float* x, const float* w, int64_t n, Sums& sums) {
-  Floats s0 = sums.lane[0], s1 = sums.lane[1], s2 = sums.lane[2], s3 = sums.lane[3];
   int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-    s0 += *(const StoredFloats*)(x + i) * *(const StoredFloats*)(w + i);
-    s1 += *(const StoredFloats*)(x + i + 16) * *(const StoredFloats*)(w + i + 16);
-    s2 += *(const StoredFloats*)(x + i + 32) * *(const StoredFloats*)(w + i + 32);
-    s3 += *(const StoredFloats*)(x + i + 48) * *(const StoredFloats*)(w + i + 48);
-  }
-  for (; i < n; i++) s0[i % 16] += x[i] * w[i];
-  sums = {s0, s1, s2, s3};
+  for (; i + 64 <= n; i += 64)
+#pragma omp simd
+    for (int64_t k = 0; k < 64; k++) sums.lane[k] += x[i + k] * w[i + k];
+  for (; i < n; i++) sums.lane[i % 64] += x[i] * w[i];
 }
 
-static void quantized_gemv(const QuantizedGemvArgs& a) {
-  int64_t cols = a.format.cols;
+// A weight is turned into floats in cache and used for all rows of x.
+static void by_floats(const QuantizedGemvArgs& a) {
+  const Layout f(a.format);
+  const int64_t cols = f.cols;
   with_bits(a.format, [&]<int Bits>() {
     parallel_for(a.rows, cols * (a.m + 1), [&](int64_t begin, int64_t end) {
       alignas(64) float span[kSpan];
@@ -177,19 +201,155 @@ static void quantized_gemv(const QuantizedGemvArgs& a) {
         Sums sums[kMostGemvRows] = {};
         for (int64_t c = 0; c < cols; c += kSpan) {
           int64_t n = min(kSpan, cols - c);
-          dequantize_span<Bits>(a.packed + r * a.format.row_bytes(), a.format, c, n, span);
+          dequantize_span<Bits>(a.packed + r * f.row_bytes, f, c, n, span);
           for (int64_t m = 0; m < a.m; m++) add_products(a.x + m * cols + c, span, n, sums[m]);
         }
         for (int64_t m = 0; m < a.m; m++) {
-          Floats lanes = (sums[m].lane[0] + sums[m].lane[1]) + (sums[m].lane[2] + sums[m].lane[3]);
           float total = 0;
-          for (int k = 0; k < 16; k++) total += lanes[k];
+          for (int k = 0; k < 64; k++) total += sums[m].lane[k];
           a.y[m * a.rows + r] = a.bias ? total + a.bias[r] : total;
         }
       }
     });
   });
 }
+
+#if DEEM_ISA_INDEX >= 3
+// Codes times whole numbers, 64 products an instruction. In each group of 32 columns x is a whole number of at most
+// 7 P bits times a scale, and that number is the sum of P signed bytes times powers of 128: P = 3 keeps what f32 sums keep,
+// P = 2 more than bf16 has. All sums of a block of codes stay below 2^31.
+//
+// A row of x becomes blocks, each for the numbers of 64 bytes of codes: for low (and, of 4 bits, high) codes P pieces of 64
+// bytes from the highest down; then for the 16 words of the block -zero times the sum of their numbers as integers, the scale of x,
+// and the scaled sum of the numbers.
+template <int Bits, int P>
+constexpr int64_t kBlockBytes = (8 / Bits * P + 3) * 64;
+
+template <int Bits, int P>
+static bool prepare_row(const float* x, const QuantFormat& f, int8_t* out) {
+  constexpr int kHalves = 8 / Bits, kNumbers = 64 * kHalves;
+  constexpr float kMost = P == 2 ? 127 * 128 : 63 * 16384;
+  for (int64_t from = 0; from < f.cols; from += kNumbers, out += kBlockBytes<Bits, P>) {
+    int32_t* zeros = (int32_t*)(out + kHalves * P * 64);
+    float *scales = (float*)(zeros + 16), *sums = scales + 16;
+    for (int g = 0; g < kNumbers / 32; g++) {
+      float piece[32], most = 0;
+      int32_t q[32];
+      int64_t at = from + g * 32, n = f.cols - at;
+      for (int i = 0; i < 32; i++) piece[i] = i < n ? x[at + i] : 0.0f;
+      bool finite = true;
+      for (int i = 0; i < 32; i++) {
+        finite = finite && is_finite(piece[i]);
+        most = max(most, std::fabs(piece[i]));
+      }
+      if (!finite || (most > 0 && most < 1e-30f)) return false;
+      const float scale = most / kMost, inverse = most > 0 ? kMost / most : 0.0f;
+#pragma omp simd
+      for (int i = 0; i < 32; i++) q[i] = int32_t(std::floor(piece[i] * inverse + 0.5f));
+      constexpr int kWords = 8 / kHalves;  // of the block that belong to this group
+      for (int w = g * kWords; w < (g + 1) * kWords; w++) zeros[w] = 0, scales[w] = scale;
+      for (int i = 0; i < 32; i++) {
+        int half = kHalves == 2 ? i / 16 : 0, byte = kHalves == 2 ? g * 16 + i % 16 : g * 32 + i;
+        zeros[byte / 4] += q[i];
+        int32_t rest = q[i];
+        for (int p = 0; p < P; p++) {
+          int shift = 7 * (P - 1 - p);
+          int32_t digit = shift ? (rest + (1 << (shift - 1))) >> shift : rest;
+          rest -= digit * (1 << shift);
+          out[(half * P + p) * 64 + byte] = int8_t(digit);
+        }
+      }
+      for (int w = g * kWords; w < (g + 1) * kWords; w++) {
+        sums[w] = float(zeros[w]) * scale;
+        zeros[w] *= -int32_t(f.zero());
+      }
+    }
+  }
+  return true;
+}
+
+// One row of weights with M prepared rows of x, `step` bytes apart.
+template <int Bits, int P, int M, bool Symmetric>
+DEEM_INLINE void row_by_integers(const QuantizedGemvArgs& a, int64_t r, const Layout& f, int64_t first, const int8_t* x,
+                                 int64_t step) {
+  constexpr int64_t kHalves = 8 / Bits, kNumbers = 64 * kHalves;
+  const uint8_t* row = a.packed + r * f.row_bytes;
+  // Which group of a block each of the 16 words belongs to.
+  const int shift = f.shift;
+  alignas(64) int32_t order[16];
+  for (int w = 0; w < 16; w++) order[w] = int32_t(w * kNumbers / 16) >> shift;
+  const __m512i index = _mm512_load_si512(order), low = _mm512_set1_epi8(15);
+  __m512 sum[M];
+  for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
+  for (int64_t c = 0; c < f.cols; c += kSpan) {
+    const int64_t n = min(kSpan, f.cols - c);
+    Groups groups;
+    load_groups(row, f, c, n, groups);
+    for (int64_t i = 0; i < n; i += kNumbers, x += kBlockBytes<Bits, P>) {
+      // A row's scales, read before its codes, hide from the hardware that one row follows the other.
+      _mm_prefetch((const char*)row + (c + i) / kHalves + 3072, _MM_HINT_T0);
+      const __m512i bytes = _mm512_loadu_si512(row + (c + i) / kHalves);
+      __m512i codes[kHalves];
+      if constexpr (Bits == 8) {
+        codes[0] = bytes;
+      } else {
+        codes[0] = _mm512_and_si512(bytes, low);
+        codes[1] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+      }
+      const __m512 scale = _mm512_permutexvar_ps(index, _mm512_loadu_ps(groups.scale + (i >> shift)));
+      for (int m = 0; m < M; m++) {
+        const int8_t* at = x + m * step;
+        __m512i t = _mm512_setzero_si512();
+        for (int p = 0; p < P; p++) {
+          if (p) t = _mm512_slli_epi32(t, 7);
+          for (int h = 0; h < kHalves; h++)
+            t = _mm512_dpbusd_epi32(t, codes[h], _mm512_loadu_si512(at + (h * P + p) * 64));
+        }
+        const int8_t* rest = at + kHalves * P * 64;
+        if (Symmetric) t = _mm512_add_epi32(t, _mm512_loadu_si512(rest));
+        sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t), _mm512_mul_ps(scale, _mm512_loadu_ps(rest + 64)), sum[m]);
+        if (!Symmetric)
+          sum[m] = _mm512_fmadd_ps(_mm512_permutexvar_ps(index, _mm512_loadu_ps(groups.offset + (i >> shift))),
+                                   _mm512_loadu_ps(rest + 128), sum[m]);
+      }
+    }
+  }
+  for (int m = 0; m < M; m++) {
+    const float total = _mm512_reduce_add_ps(sum[m]);
+    a.y[(first + m) * a.rows + r] = a.bias ? total + a.bias[r] : total;
+  }
+}
+
+template <int Bits, int P, bool Symmetric>
+static bool by_integers(const QuantizedGemvArgs& a) {
+  const Layout f(a.format);
+  const int64_t numbers = 512 / Bits, step = (a.format.cols + numbers - 1) / numbers * kBlockBytes<Bits, P>;
+  for (int64_t m = 0; m < a.m; m++)
+    if (!prepare_row<Bits, P>(a.x + m * a.format.cols, a.format, (int8_t*)a.scratch + m * step)) return false;
+  parallel_for(a.rows, a.format.cols * (a.m + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; r++) {
+      int64_t m = 0;
+      const int8_t* x = (const int8_t*)a.scratch;
+      for (; m + 4 <= a.m; m += 4) row_by_integers<Bits, P, 4, Symmetric>(a, r, f, m, x + m * step, step);
+      for (; m < a.m; m++) row_by_integers<Bits, P, 1, Symmetric>(a, r, f, m, x + m * step, step);
+    }
+  });
+  return true;
+}
+
+template <int P>
+static bool by_integers_of(const QuantizedGemvArgs& a) {
+  if (a.format.bits == 8) return a.format.symmetric ? by_integers<8, P, true>(a) : by_integers<8, P, false>(a);
+  return a.format.symmetric ? by_integers<4, P, true>(a) : by_integers<4, P, false>(a);
+}
+
+// Rows that hold what no scale fits (infinities, NaN, only tiny numbers) go the way of floats.
+static void quantized_gemv(const QuantizedGemvArgs& a) {
+  if (!(a.short_x ? by_integers_of<2>(a) : by_integers_of<3>(a))) by_floats(a);
+}
+#else
+static void quantized_gemv(const QuantizedGemvArgs& a) { by_floats(a); }
+#endif
 
 static const Register r1{quantize_kernel, Device::cpu, quantize};
 static const Register r2{dequantize_kernel, Device::cpu, dequantize};

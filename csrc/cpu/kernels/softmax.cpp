@@ -4,11 +4,26 @@
 
 namespace deem::DEEM_ISA {
 
+// Rows up to this long keep their exponentials on the stack; longer ones compute them twice.
+constexpr int64_t kKept = 8192;
+
 template <class T>
 static void forward_row(const T* x, T* y, int64_t n, bool log) {
   float top = -__builtin_inff(), sum = 0;
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < n; i++) top = max(top, load(x + i));
+  if (!log && n <= kKept) {
+    alignas(64) float kept[kKept];
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+      kept[i] = exp(load(x + i) - top);
+      sum += kept[i];
+    }
+    const float inverse = 1.0f / sum;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) store(y + i, kept[i] * inverse);
+    return;
+  }
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; i++) sum += exp(load(x + i) - top);
   if (log) {
