@@ -88,9 +88,9 @@ static Tensor schedule(AttentionProblem& p, bool backward) {
 
   int64_t row = round_up(p.dim, 16), tile = kAttentionKeys * kAttentionPanel;
   if (backward) {
-    p.scratch_stride = 4 * p.chunk * row + kAttentionPanel * (3 * row + 2 * p.dim + 4) + 2 * tile + 2 * row;
+    p.scratch_stride = 5 * p.chunk * row + kAttentionPanel * (7 * row + 4) + 4 * tile + 2 * row;
   } else {
-    p.scratch_stride = p.chunk * (p.dim + row + 2) + 2 * kAttentionKeys * row + tile + 2 * kAttentionPanel;
+    p.scratch_stride = p.chunk * (2 * row + 2) + 3 * kAttentionKeys * row + 2 * tile + 2 * kAttentionPanel;
   }
   p.scratch_stride = round_up(p.scratch_stride, 16);
   Tensor scratch = Tensor::empty({p.workers, p.scratch_stride});

@@ -50,7 +50,8 @@ static void softmax_panel(float* s, int64_t queries, int64_t keys, const int32_t
 
 // Scores of a single query (a decoding step), which a product with whole lanes of queries would mostly waste: a dot product
 // for each key, the same in all lanes of the first vector of its row.
-static void single_scores(const float* query, const float* keys, int64_t count, int64_t ld, float* s) {
+template <class K>
+static void single_scores(const float* query, const K* keys, int64_t count, int64_t ld, float* s) {
   for (int64_t j = 0; j < count; j++) *(Vec*)(s + j * kPanel) = Vec{} + dot(query, keys + j * ld, ld);
 }
 
@@ -71,38 +72,52 @@ template <class T>
 static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t first, int64_t last, float* scratch) {
   const AttentionProblem& p = a.p;
   const int32_t *plan = p.plan + b * p.plan_stride, *order = plan + 1, *seen = order + p.tk;
+  using E = Element<T>;
   int64_t dim = p.dim, ld = padded(dim), kv = h / (p.heads / p.kv_heads);
-  float *queries = scratch, *out = queries + p.chunk * dim, *keys = out + p.chunk * ld, *values = keys + kKeys * ld;
-  float *s = values + kKeys * ld, *top = s + kKeys * kPanel, *total = top + p.chunk, *factor = total + p.chunk;
+  int64_t lde = ld / kWide<E>, depth = (dim + kWide<E> - 1) / kWide<E>;  // in elements
+  float *queries = scratch, *out = queries + p.chunk * ld, *keys = out + p.chunk * ld, *values = keys + kKeys * ld;
+  float *s = values + kKeys * ld, *weights = s + kKeys * kPanel, *rows = weights + kKeys * kPanel,
+        *top = rows + kKeys * ld, *total = top + p.chunk, *factor = total + p.chunk;
   int32_t* limit = (int32_t*)(factor + kPanel);
 
   for (int64_t i = first; i < last; i += kPanel) {
     int64_t n = min(kPanel, last - i);
-    float* panel = queries + (i - first) * dim;
-    for (int64_t r = 0; r < n; r++) pack_row(row_of<T>(p.q, b, i + r, h), dim, keys + r * ld);
-    if (n > 1) transpose_panel(keys, n, dim, p.scale, panel);
-    else
-      for (int64_t d = 0; d < ld; d++) panel[d] = keys[d] * p.scale;
+    float* panel = queries + (i - first) * ld;
+    if (n == 1) {  // scores by dot products of floats
+      pack_row(row_of<T>(p.q, b, i, h), dim, panel);
+      for (int64_t d = 0; d < ld; d++) panel[d] *= p.scale;
+      continue;
+    }
+    for (int64_t r = 0; r < n; r++) pack_row(row_of<T>(p.q, b, i + r, h), dim, (E*)keys + r * lde);
+    transpose_panel((E*)keys, n, dim, p.scale, (E*)panel);
   }
   for (int64_t i = 0; i < p.chunk; i++) top[i] = -__builtin_inff(), total[i] = 0;
 
   for (int64_t t = 0; t < seen[last - 1]; t += kKeys) {
     int64_t block = min<int64_t>(kKeys, seen[last - 1] - t);
-    pack_keys<T>(p.k, b, kv, order, t, t + block, dim, keys);
-    pack_keys<T>(p.v, b, kv, order, t, t + block, dim, values);
+    pack_keys<T>(p.k, b, kv, order, t, t + block, dim, (E*)keys);
+    if constexpr (kPairs<T>) {
+      pack_keys<T>(p.v, b, kv, order, t, t + block, dim, (E*)rows);
+      pair_rows((const bf16*)rows, block, ld, (E*)values);
+    } else {
+      pack_keys<T>(p.v, b, kv, order, t, t + block, dim, values);
+    }
     for (int64_t i = first; i < last; i += kPanel) {
       int64_t n = min(kPanel, last - i), at = i - first, count = min(block, seen[i + n - 1] - t);
       if (count <= 0) continue;
-      if (n == 1) single_scores(queries + at * dim, keys, count, ld, s);
-      else product<false>(keys, ld, queries + at * dim, kPanel, count, whole_lanes(n), dim, s, kPanel, Start::zero);
+      if (n == 1) single_scores(queries + at * ld, (const Packed<T>*)keys, count, ld, s);
+      else
+        product<false>((E*)keys, lde, (E*)(queries + at * ld), kPanel, count, whole_lanes(n), depth, s, kPanel,
+                       kPairs<T> ? Start::times : Start::zero, &p.scale);
       if (t + count > seen[i]) {
         for (int64_t r = 0; r < kPanel; r++) limit[r] = r < n ? int32_t(seen[i + r] - t) : 0;
         softmax_panel<true>(s, n, count, limit, top + at, total + at, factor);
       } else {
         softmax_panel<false>(s, n, count, limit, top + at, total + at, factor);
       }
-      product<true>(s, kPanel, values, ld, n, whole_lanes(dim), count, out + at * ld, ld,
-                    t ? Start::scale : Start::zero, factor);
+      if constexpr (kPairs<T>) pair_rows(s, count, (E*)weights);
+      product<true>(kPairs<T> ? (E*)weights : (E*)s, kPanel, (E*)values, ld, n, whole_lanes(dim),
+                    (count + kWide<E> - 1) / kWide<E>, out + at * ld, ld, t ? Start::scale : Start::zero, factor);
     }
   }
 

@@ -76,17 +76,23 @@ template <class T>
 static void backward_part(const AttentionBackwardArgs& a, const Part& w, float* scratch) {
   const AttentionProblem& p = a.p;
   const int32_t *plan = p.plan + w.batch * p.plan_stride, *order = plan + 1, *seen = order + p.tk;
+  using E = Element<T>;
   int64_t dim = p.dim, ld = padded(dim), b = w.batch;
+  int64_t lde = ld / kWide<E>, depth = (dim + kWide<E> - 1) / kWide<E>;  // in elements
   float *k = scratch, *v = k + p.chunk * ld, *dk = v + p.chunk * ld, *dv = dk + p.chunk * ld;
-  float *q = dv + p.chunk * ld, *dy = q + kPanel * ld, *dq = dy + kPanel * ld, *qt = dq + kPanel * ld,
-        *dyt = qt + dim * kPanel;
-  float *s = dyt + dim * kPanel, *ds = s + kKeys * kPanel, *all = ds + kKeys * kPanel, *none = all + ld;
+  float* k_paired = dv + p.chunk * ld;  // the rows of k that a product sums over, as dy and q below
+  float *q = k_paired + p.chunk * ld, *dy = q + kPanel * ld, *dq = dy + kPanel * ld, *qt = dq + kPanel * ld,
+        *dyt = qt + kPanel * ld, *q_paired = dyt + kPanel * ld, *dy_paired = q_paired + kPanel * ld;
+  float *s = dy_paired + kPanel * ld, *ds = s + kKeys * kPanel, *weights = ds + kKeys * kPanel,
+        *all = weights + 2 * kKeys * kPanel, *none = all + ld;
   float *top = none + ld, *inverse = top + kPanel, *delta = inverse + kPanel;
   int32_t* limit = (int32_t*)(delta + kPanel);
   bool want_q = w.queries, want_k = w.keys && a.dk, want_v = w.keys && a.dv;
 
-  pack_keys<T>(p.k, b, w.kv_head, order, w.t0, w.t1, dim, k);
-  pack_keys<T>(p.v, b, w.kv_head, order, w.t0, w.t1, dim, v);
+  pack_keys<T>(p.k, b, w.kv_head, order, w.t0, w.t1, dim, (E*)k);
+  pack_keys<T>(p.v, b, w.kv_head, order, w.t0, w.t1, dim, (E*)v);
+  if constexpr (kPairs<T>)
+    if (want_q) pair_rows((const bf16*)k, w.t1 - w.t0, ld, (E*)k_paired);
   for (int64_t d = 0; d < ld; d++) all[d] = none[d] = 0;
   for (int64_t i = 0; i < (w.t1 - w.t0) * ld; i++) dk[i] = dv[i] = 0;
   for (int64_t c = 0; c < kPanel; c++) top[c] = inverse[c] = delta[c] = 0;
@@ -98,9 +104,10 @@ static void backward_part(const AttentionBackwardArgs& a, const Part& w, float* 
       if (w.t0 > 0 && end <= w.t0 && !blind) continue;
       int64_t at = ((b * p.tq + i) * p.heads + h) * dim, step = p.heads * dim;
       for (int64_t r = 0; r < n; r++) {
-        pack_row((const T*)a.dy + at + r * step, dim, dy + r * ld);
+        const T* from = (const T*)a.dy + at + r * step;
+        pack_row(from, dim, (E*)dy + r * lde);
         if (blind && seen[i + r] == 0)
-          for (int64_t d = 0; d < dim; d++) all[d] += dy[r * ld + d];
+          for (int64_t d = 0; d < dim; d++) all[d] += load(from + d);
         if (want_q && w.t0 == 0)
           for (int64_t d = 0; d < ld; d++) dq[r * ld + d] = 0;
         else if (want_q) pack_row(a.dq_sum + at + r * step, dim, dq + r * ld);
@@ -108,27 +115,50 @@ static void backward_part(const AttentionBackwardArgs& a, const Part& w, float* 
       bool whole = seen[i + n - 1] <= kKeys;
       if (end > w.t0) {
         for (int64_t r = 0; r < n; r++) {
-          pack_row(row_of<T>(p.q, b, i + r, h), dim, q + r * ld);
-          delta[r] = whole ? 0.0f : dot(dy + r * ld, (const T*)a.y + at + r * step, dim);
+          pack_row(row_of<T>(p.q, b, i + r, h), dim, (E*)q + r * lde);
+          delta[r] = whole ? 0.0f : dot((const T*)a.dy + at + r * step, (const T*)a.y + at + r * step, dim);
           const float* norm = a.norms + 2 * ((b * p.heads + h) * p.tq + i + r);
           top[r] = norm[0], inverse[r] = norm[1];
         }
-        transpose_panel(q, n, dim, p.scale, qt);
-        transpose_panel(dy, n, dim, 1.0f, dyt);
+        transpose_panel((E*)q, n, dim, p.scale, (E*)qt);
+        transpose_panel((E*)dy, n, dim, 1.0f, (E*)dyt);
+        if constexpr (kPairs<T>) {
+          pair_rows((const bf16*)q, n, ld, (E*)q_paired);
+          pair_rows((const bf16*)dy, n, ld, (E*)dy_paired);
+        }
       }
       for (int64_t t = w.t0; t < end; t += kKeys) {
-        int64_t count = min(kKeys, end - t), from = (t - w.t0) * ld;
-        product<false>(k + from, ld, qt, kPanel, count, whole_lanes(n), dim, s, kPanel, Start::zero);
-        product<false>(v + from, ld, dyt, kPanel, count, whole_lanes(n), dim, ds, kPanel, Start::zero);
+        int64_t count = min(kKeys, end - t), from = (t - w.t0) * ld, lanes = whole_lanes(n);
+        product<false>((E*)k + from / kWide<E>, lde, (E*)qt, kPanel, count, lanes, depth, s, kPanel,
+                       kPairs<T> ? Start::times : Start::zero, &p.scale);
+        product<false>((E*)v + from / kWide<E>, lde, (E*)dyt, kPanel, count, lanes, depth, ds, kPanel, Start::zero);
         bool masked = t + count > seen[i];
         if (masked)
           for (int64_t r = 0; r < kPanel; r++) limit[r] = r < n ? int32_t(seen[i + r] - t) : 0;
         auto panel = masked ? (whole ? probability_panel<true, true> : probability_panel<true, false>)
                             : (whole ? probability_panel<false, true> : probability_panel<false, false>);
         panel(s, ds, n, count, limit, top, inverse, delta, p.scale);
-        if (want_v) product<false>(s, kPanel, dy, ld, count, whole_lanes(dim), n, dv + from, ld, Start::add);
-        if (want_k) product<false>(ds, kPanel, q, ld, count, whole_lanes(dim), n, dk + from, ld, Start::add);
-        if (want_q) product<true>(ds, kPanel, k + from, ld, n, whole_lanes(dim), count, dq, ld, Start::add);
+        int64_t width = whole_lanes(dim);
+        if constexpr (kPairs<T>) {
+          E* of_s = (E*)weights;
+          int64_t half = (n + 1) / 2;
+          if (want_v) {
+            pair_columns(s, count, of_s);
+            product<false>(of_s, kPanel / 2, (E*)dy_paired, ld, count, width, half, dv + from, ld, Start::add);
+          }
+          if (want_k) {
+            pair_columns(ds, count, of_s);
+            product<false>(of_s, kPanel / 2, (E*)q_paired, ld, count, width, half, dk + from, ld, Start::add);
+          }
+          if (want_q) {
+            pair_rows(ds, count, of_s);
+            product<true>(of_s, kPanel, (E*)k_paired + from / 2, ld, n, width, (count + 1) / 2, dq, ld, Start::add);
+          }
+        } else {
+          if (want_v) product<false>(s, kPanel, dy, ld, count, width, n, dv + from, ld, Start::add);
+          if (want_k) product<false>(ds, kPanel, q, ld, count, width, n, dk + from, ld, Start::add);
+          if (want_q) product<true>(ds, kPanel, k + from, ld, n, width, count, dq, ld, Start::add);
+        }
       }
       if (want_q)
         for (int64_t r = 0; r < n; r++) {
