@@ -91,6 +91,8 @@ static Tensor schedule(AttentionProblem& p, bool backward) {
     p.scratch_stride = 5 * p.chunk * row + kAttentionPanel * (7 * row + 4) + 4 * tile + 2 * row;
   } else {
     p.scratch_stride = p.chunk * (2 * row + 2) + 3 * kAttentionKeys * row + 2 * tile + 2 * kAttentionPanel;
+    // A single query takes all heads of one head of keys at once.
+    if (p.tq == 1) p.scratch_stride = p.heads / p.kv_heads * (2 * row + kAttentionKeys + 2);
   }
   p.scratch_stride = round_up(p.scratch_stride, 16);
   Tensor scratch = Tensor::empty({p.workers, p.scratch_stride});

@@ -48,13 +48,6 @@ static void softmax_panel(float* s, int64_t queries, int64_t keys, const int32_t
     softmax_block<kLanes, MASKED>(s + c, keys, seen + c, top + c, total + c, factor + c);
 }
 
-// Scores of a single query (a decoding step), which a product with whole lanes of queries would mostly waste: a dot product
-// for each key, the same in all lanes of the first vector of its row.
-template <class K>
-static void single_scores(const float* query, const K* keys, int64_t count, int64_t ld, float* s) {
-  for (int64_t j = 0; j < count; j++) *(Vec*)(s + j * kPanel) = Vec{} + dot(query, keys + j * ld, ld);
-}
-
 // Plain mean of all values of a head, for queries that see no key.
 template <class T>
 static void mean_of_values(const AttentionProblem& p, int64_t b, int64_t h, float* mean) {
@@ -83,11 +76,6 @@ static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t 
   for (int64_t i = first; i < last; i += kPanel) {
     int64_t n = min(kPanel, last - i);
     float* panel = queries + (i - first) * ld;
-    if (n == 1) {  // scores by dot products of floats
-      pack_row(row_of<T>(p.q, b, i, h), dim, panel);
-      for (int64_t d = 0; d < ld; d++) panel[d] *= p.scale;
-      continue;
-    }
     for (int64_t r = 0; r < n; r++) pack_row(row_of<T>(p.q, b, i + r, h), dim, (E*)keys + r * lde);
     transpose_panel((E*)keys, n, dim, p.scale, (E*)panel);
   }
@@ -105,10 +93,8 @@ static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t 
     for (int64_t i = first; i < last; i += kPanel) {
       int64_t n = min(kPanel, last - i), at = i - first, count = min(block, seen[i + n - 1] - t);
       if (count <= 0) continue;
-      if (n == 1) single_scores(queries + at * ld, (const Packed<T>*)keys, count, ld, s);
-      else
-        product<false>((E*)keys, lde, (E*)(queries + at * ld), kPanel, count, whole_lanes(n), depth, s, kPanel,
-                       kPairs<T> ? Start::times : Start::zero, &p.scale);
+      product<false>((E*)keys, lde, (E*)(queries + at * ld), kPanel, count, whole_lanes(n), depth, s, kPanel,
+                     kPairs<T> ? Start::times : Start::zero, &p.scale);
       if (t + count > seen[i]) {
         for (int64_t r = 0; r < kPanel; r++) limit[r] = r < n ? int32_t(seen[i + r] - t) : 0;
         softmax_panel<true>(s, n, count, limit, top + at, total + at, factor);
@@ -137,10 +123,69 @@ static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t 
   }
 }
 
+// A single query, as a decoding step has it, of all the heads that share one head of keys: keys and values are read once, where
+// they lie.
+template <class T>
+static void single_query(const AttentionArgs& a, int64_t b, int64_t kv, float* scratch) {
+  const AttentionProblem& p = a.p;
+  const int32_t *plan = p.plan + b * p.plan_stride, *order = plan + 1;
+  const int64_t dim = p.dim, ld = padded(dim), group = p.heads / p.kv_heads, count = order[p.tk];
+  float *queries = scratch, *out = queries + group * ld, *s = out + group * ld, *top = s + group * kKeys,
+        *total = top + group;
+  for (int64_t g = 0; g < group; g++) {
+    pack_row(row_of<T>(p.q, b, 0, kv * group + g), dim, queries + g * ld);
+    for (int64_t d = 0; d < dim; d++) queries[g * ld + d] *= p.scale, out[g * ld + d] = 0;
+    top[g] = -__builtin_inff(), total[g] = 0;
+  }
+  for (int64_t t = 0; t < count; t += kKeys) {
+    const int64_t block = min<int64_t>(kKeys, count - t);
+    for (int64_t j = 0; j < block; j++)
+      for (int64_t g = 0; g < group; g++)
+        s[g * kKeys + j] = dot(queries + g * ld, row_of<T>(p.k, b, order[t + j], kv), dim);
+    for (int64_t g = 0; g < group; g++) {
+      float *row = s + g * kKeys, *o = out + g * ld, best = top[g], sum = 0;
+#pragma omp simd reduction(max : best)
+      for (int64_t j = 0; j < block; j++) best = max(best, row[j]);
+      const float base = best == -__builtin_inff() ? 0.0f : best, factor = exp(top[g] - base);
+#pragma omp simd reduction(+ : sum)
+      for (int64_t j = 0; j < block; j++) sum += row[j] = exp(row[j] - base);
+      total[g] = total[g] * factor + sum;
+      top[g] = best;
+#pragma omp simd
+      for (int64_t d = 0; d < dim; d++) o[d] *= factor;
+    }
+    for (int64_t j = 0; j < block; j++) {
+      const T* v = row_of<T>(p.v, b, order[t + j], kv);
+      for (int64_t g = 0; g < group; g++) {
+        const float weight = s[g * kKeys + j];
+        float* o = out + g * ld;
+#pragma omp simd
+        for (int64_t d = 0; d < dim; d++) o[d] += weight * load(v + d);
+      }
+    }
+  }
+  if (count == 0) mean_of_values<T>(p, b, kv, queries);
+  for (int64_t g = 0; g < group; g++) {
+    const int64_t h = kv * group + g;
+    T* y = (T*)a.y + (b * p.heads + h) * dim;
+    const float *o = count ? out + g * ld : queries, inverse = count ? 1.0f / total[g] : 1.0f;
+#pragma omp simd
+    for (int64_t d = 0; d < dim; d++) store(y + d, o[d] * inverse);
+    if (a.norms) {
+      a.norms[2 * (b * p.heads + h)] = count ? top[g] : 0.0f;
+      a.norms[2 * (b * p.heads + h) + 1] = count ? inverse : 0.0f;
+    }
+  }
+}
+
 static void forward(const AttentionArgs& a) {
   const AttentionProblem& p = a.p;
   int64_t chunks = (p.tq + p.chunk - 1) / p.chunk;
   dispatch_float(p.dtype, "attention", [&]<class T>(T) {
+    if (p.tq == 1)
+      return run_tasks(p, p.batches * p.kv_heads, [&](int64_t task, float* scratch) {
+        single_query<T>(a, task / p.kv_heads, task % p.kv_heads, scratch);
+      });
     run_tasks(p, p.batches * p.heads * chunks, [&](int64_t task, float* scratch) {
       int64_t head = task / chunks, begin = fold(task % chunks, chunks) * p.chunk;
       forward_chunk<T>(a, head / p.heads, head % p.heads, begin, min(p.tq, begin + p.chunk), scratch);

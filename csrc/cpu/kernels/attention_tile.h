@@ -31,8 +31,6 @@ constexpr bool kPairs = false;
 #endif
 template <class T>
 using Element = std::conditional_t<kPairs<T>, Pair, float>;
-template <class T>
-using Packed = std::conditional_t<kPairs<T>, bf16, float>;  // a number of a packed row
 template <class E>
 constexpr int64_t kWide = std::is_same_v<E, Pair> ? 2 : 1;
 
