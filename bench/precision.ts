@@ -2,7 +2,7 @@
 //
 // How far ours and PyTorch are from f32 when both compute in bf16, on every stored case of operations, modules and the whole model: the root
 // mean square of the relative L2 errors of a case's outputs, and of its gradients. Exits 1 where ours is over twice PyTorch's, or where a
-// single output is. With N draws each case runs again on weights and inputs changed by a rounding's size, and medians are compared: where
+// single output is. In N draws (default 5) each case runs again on weights and inputs changed by a rounding's size, and medians are compared: where
 // errors grow from layer to layer, one run is off by half or by five times as much as the next, ours and PyTorch's alike. --store writes PyTorch's errors to test/fixtures/bf16.json, the limits of
 // `npm run parity -- --dtype bf16`. Needs python3 with torch.
 import { spawnSync } from 'node:child_process'
@@ -28,13 +28,11 @@ function median(values: readonly number[]): number {
   return sorted.length % 2 ? (sorted[half] as number) : ((sorted[half - 1] as number) + (sorted[half] as number)) / 2
 }
 const factor = 2
-/** What PyTorch gets wrong by more, the norm of the gradients after some steps, has no right value to compare: it counts with its case only. */
-const lost = 0.25
 /** As in lib/parity/bf16.ts: what rounding alone may cost. */
 const least = 2 ** -9
 
 const { values: flags } = parseArgs({
-  options: { draws: { type: 'string', default: '0' }, store: { type: 'boolean', default: false } },
+  options: { draws: { type: 'string', default: '5' }, store: { type: 'boolean', default: false } },
 })
 const draws = Number(flags.draws)
 if (!Number.isInteger(draws) || draws < 0 || draws > 100) {
@@ -42,7 +40,7 @@ if (!Number.isInteger(draws) || draws < 0 || draws > 100) {
   process.exit(2)
 }
 
-const wrong = (own: number, theirs: number) => theirs < lost && !(own <= factor * Math.max(theirs, least))
+const wrong = (own: number, theirs: number) => !(own <= factor * Math.max(theirs, least))
 
 function run(command: string, args: readonly string[], accept: readonly number[]): string {
   const { status, stdout, error } = spawnSync(command, args, {
@@ -94,8 +92,10 @@ try {
       const [theirs, own] = [median(each('theirs')), median(each('own'))]
       const first = [each('theirs')[0] as number, each('own')[0] as number] as const
       const ratio = (a: number, b: number) => (Math.max(a, b) < 1e-6 ? '1.00' : (b / a).toFixed(2))
-      const bad = part === 'outputs' ? rows.filter((r) => wrong(median(r.own), median(r.theirs))) : []
-      if (!(own <= factor * Math.max(theirs, least))) over.push(`${kind}: ${part}`)
+      // Steps of an optimizer build on each other: judged as a whole.
+      const single = part === 'outputs' && kind !== 'model/deem_nano_train'
+      const bad = single ? rows.filter((r) => wrong(median(r.own), median(r.theirs))) : []
+      if (wrong(own, theirs)) over.push(`${kind}: ${part}`)
       over.push(...bad.map((r) => `${kind}: ${r.name}, ${median(r.own).toExponential(1)}`))
       const cells = [`${rows.length}`.padStart(7), theirs.toExponential(2), own.toExponential(2)]
       console.log(
