@@ -17,7 +17,7 @@ export type { LoadReport, ParameterInfo, PlainTensor } from './native.js'
 export interface CreateOptions extends CallOptions {
   /** Seed of the starting values. Default 0. */
   seed?: number
-  /** Of the parameters. Default f32. */
+  /** Of the parameters, and of what is computed with them. Default f32. Training in bf16: see `AdamW`. */
   dtype?: DType
 }
 
@@ -82,6 +82,25 @@ export class Module implements Disposable {
   unfreeze(match: NameMatch): number {
     return this.setTrainable(match, true)
   }
+  /**
+   * Keeps f32 values, masters, beside matching weights of bf16 or f16: what is loaded and assigned stays there unrounded, training goes on
+   * from there, and {@link save} with another dtype writes them. They begin as what the weights hold. `AdamW` calls this for what it trains;
+   * call it before loading f32 weights into a bf16 model that is to be trained. Returns how many weights have masters of those that match.
+   */
+  keepMasters(match: NameMatch): number {
+    const found = this.parameters().filter((p) => !p.buffer && matches(p.name, match))
+    const names = found.filter((p) => p.dtype === 'bf16' || p.dtype === 'f16').map((p) => p.name)
+    this.handle.keepMasters(names, true)
+    return names.length
+  }
+  /** Forgets masters: four bytes a weight less, of which only the rounded values stay. */
+  dropMasters(match: NameMatch): void {
+    const found = this.parameters().filter((p) => p.master && matches(p.name, match))
+    this.handle.keepMasters(
+      found.map((p) => p.name),
+      false,
+    )
+  }
   /** The live tensor of a parameter; convolution weights are `[O, KH, KW, I]`. */
   parameter(name: string): Tensor {
     return new Tensor(this.handle.parameter(name))
@@ -90,11 +109,14 @@ export class Module implements Disposable {
   read(name: string): Tensor {
     return new Tensor(this.handle.read(name))
   }
-  /** The live values of a parameter in the published layout: no copy, and no graph. */
-  view(name: string): Tensor {
-    return new Tensor(this.handle.view(name))
+  /**
+   * The live values of a parameter in the published layout: no copy, and no graph. Given a dtype that is not the parameter's: those of its
+   * master, in f32, if it has one.
+   */
+  view(name: string, dtype?: DType): Tensor {
+    return new Tensor(this.handle.view(name, dtype ?? ''))
   }
-  /** A parameter's gradient in the published layout, or null. */
+  /** A parameter's gradient in the published layout, or null. Of its dtype; f32 where it was added up from several parts. */
   gradient(name: string): Tensor | null {
     const g = this.handle.gradient(name)
     return g && new Tensor(g)
@@ -128,7 +150,10 @@ export class Module implements Disposable {
   ): Promise<LoadReport> {
     return run(() => this.handle.load(path, prefix, strict), call)
   }
-  /** Writes all parameters and buffers as safetensors, atomically; `dtype` defaults to the model's. */
+  /**
+   * Writes all parameters and buffers as safetensors, atomically; `dtype` defaults to the model's. Any other dtype is written from the
+   * masters of weights that have them: a model trained in bf16 is saved with `dtype: 'f32'` as the optimizer has it.
+   */
   save(path: string, { dtype, ...call }: { dtype?: DType } & CallOptions = {}): Promise<void> {
     return run(() => this.handle.save(path, dtype ?? ''), call)
   }

@@ -68,6 +68,8 @@ export interface ParameterInfo {
   norm: boolean
   /** Saved, never trained. */
   buffer: boolean
+  /** Of bf16 and f16: whether f32 values stand behind it, see {@link Module.keepMasters}. */
+  master: boolean
   /** Of the codes of a weight in few bits: the weight they stand for, which takes floats when it is assigned. */
   quantized?: { name: string; shape: number[] }
 }
@@ -83,10 +85,11 @@ export interface NativeModel {
   parameters(): ParameterInfo[]
   aliases(): Record<string, string>
   setTrainable(names: string[], on: boolean): void
+  keepMasters(names: string[], on: boolean): void
   parameter(name: string): NativeTensor
   gradient(name: string): NativeTensor | null
   read(name: string): NativeTensor
-  view(name: string): NativeTensor
+  view(name: string, dtype: string): NativeTensor
   assign(name: string, value: NativeTensor): void
   assignAll(names: string[], values: NativeTensor[], leading: boolean): NativeTask<void>
   zeroGrad(): void
@@ -141,7 +144,7 @@ export interface Native {
   modelKinds(): string[]
   NativeAdamW: new (
     items: { name: string; tensor: NativeTensor; lr: number; weightDecay: number }[],
-    options: { beta1?: number; beta2?: number; eps?: number; maxGradNorm?: number },
+    options: { beta1?: number; beta2?: number; eps?: number; maxGradNorm?: number; masterWeights?: boolean },
   ) => NativeAdamW
   backward(tensors: NativeTensor[], gradients: NativeTensor[] | null): NativeTask<void>
   trainStep(

@@ -76,7 +76,7 @@ export class Tensor implements Disposable {
   item(): number {
     return this.handle.item()
   }
-  /** The gathered gradient of a leaf, or null. */
+  /** The gathered gradient of a leaf, or null. Of the leaf's dtype; f32 where it was added up from several parts. */
   get grad(): Tensor | null {
     const g = this.handle.grad()
     return g && new Tensor(g)

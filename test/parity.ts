@@ -23,6 +23,9 @@ interface Result {
   case: string
   ok: boolean
   compared: number
+  kind: string
+  skipped?: string
+  tensors?: Record<'outputs' | 'gradients', Record<string, number>>
   failures: string[]
 }
 
@@ -51,6 +54,41 @@ test('every stored case agrees with the reference', (t) => {
   t.is(results.length, countCases(fixtures))
   for (const { case: name, ok, compared } of results) t.true(ok && compared > 0, name)
 })
+
+test('bf16: no case is off by more than twice what PyTorch is in bf16', (t) => {
+  const { status, stdout, stderr } = parity(fixtures, '--dtype', 'bf16', '--json')
+  t.is(status, 0, stderr + stdout)
+  for (const { case: name, kind, ok, skipped } of resultsOf(stdout)) {
+    t.is(skipped !== undefined, kind === 'model/deem_nano_generate', name)
+    t.true(ok || skipped !== undefined, name)
+  }
+})
+
+test('errors of single outputs and gradients, if asked', (t) => {
+  const { stdout } = parity(join(fixtures, 'modules/unet'), '--json', '--tensors')
+  const { outputs = {}, gradients = {} } = resultsOf(stdout)[0]?.tensors ?? {}
+  t.is(Object.keys(outputs).length, 7)
+  t.is(Object.keys(gradients).length, 911)
+  t.true(Object.values(outputs).every((v) => v >= 0 && v < 1e-5))
+})
+
+test('an error of bf16 over twice PyTorch’s fails the case and says so', (t) =>
+  withCopy(
+    'modules/text_head',
+    (dir) => {
+      cpSync(join(fixtures, 'bf16.json'), join(dir, '../../bf16.json'))
+      return rewrite(join(dir, 'outputs.safetensors'), (all) => {
+        all['logits'] = ops.mulScalar(all['logits'] as Tensor, 1.1)
+      })
+    },
+    (dir) => {
+      const { status, stdout } = parity(dir, '--dtype', 'bf16')
+      t.is(status, 1)
+      t.regex(stdout, /logits: .*twice PyTorch's in bf16/)
+      writeFileSync(join(dir, '../../bf16.json'), '{')
+      t.regex(parity(dir, '--dtype', 'bf16').stdout, /ERR_FORMAT: .*bf16\.json' is damaged/)
+    },
+  ))
 
 test('a line a case, and times if asked', (t) => {
   const { status, stdout } = parity(join(fixtures, 'ops/linear'), '--repeat', '2')

@@ -121,6 +121,11 @@ void backward(const Tensors& roots, const Tensors& seeds) {
       check<ShapeError>(g.shape() == leaf->shape, "[backward] a gradient of shape ", g.shape(),
                         " reached a leaf of shape ", leaf->shape);
       Tensor sum = leaf->grad ? Tensor(std::move(leaf->grad)) : Tensor();
+      // From the second part on in f32: of many small batches, rounding every sum to bf16 would lose most.
+      if (sum) {
+        sum = cast(sum, DType::f32);
+        g = cast(g, DType::f32);
+      }
       // The leaf's own copy must not alias another tensor that is still in use.
       bool fresh = !sum && (g.impl_ptr().use_count() > 1 || g.impl()->storage.use_count() > 1 || !g.is_contiguous());
       accumulate(sum, fresh ? g.clone() : std::move(g));
@@ -200,7 +205,8 @@ Tensor checkpoint(const std::function<Tensor(const Tensors&)>& fn, const Tensors
     Tensors grads(inputs.size());
     for (size_t i = 0; i < inputs.size(); i++)
       if (needs[i])
-        grads[i] = leaves[i].grad() ? leaves[i].grad() : Tensor::zeros(inputs[i].shape(), inputs[i].dtype());
+        grads[i] = leaves[i].grad() ? cast(leaves[i].grad(), inputs[i].dtype())
+                                    : Tensor::zeros(inputs[i].shape(), inputs[i].dtype());
     return grads;
   });
 }

@@ -34,7 +34,8 @@ Tensor no_gradient(const char* op, Tensor y, const Tensors& inputs);
 bool any_tracked(const Tensors& inputs);
 
 // Gradients of sum_i sum(roots[i] * seeds[i]) into the .grad of every leaf below, added to what is there. An undefined
-// seed means one, for scalar roots. Frees the graph; a second call throws ValueError.
+// seed means one, for scalar roots. Frees the graph; a second call throws ValueError. A leaf's gradient is of its dtype,
+// and f32 once it was added up from two parts or more.
 void backward(const Tensors& roots, const Tensors& seeds = {});
 
 bool grad_enabled();

@@ -1,5 +1,6 @@
 #include "core/tensor.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -152,6 +153,30 @@ void Tensor::set_requires_grad(bool on) const {
   check<ValueError>(!on || !p_->node, "requires_grad can be set on leaves only, not on the result of an operation");
   p_->requires_grad = on;
   if (!on) p_->grad.reset();
+}
+
+void Tensor::keep_master() const {
+  check<DTypeError>(is_float(dtype()), "only floating tensors can have a master copy but this one is ", dtype());
+  if (dtype() == DType::f32 || p_->master) return;
+  check<ValueError>(is_contiguous() && !p_->node, "only a contiguous leaf can have a master copy");
+  Tensor m = empty(shape(), DType::f32, device());
+  dispatch_float(dtype(), "keep_master", [&]<class T>(T) {
+    const T* from = static_cast<const T*>(raw());
+    std::transform(from, from + numel(), m.data<float>(), [](T v) { return float(v); });
+  });
+  p_->master = m.impl_ptr();
+}
+
+void Tensor::sync_master() const {
+  if (!p_->master) return;
+  float* to = master().data<float>();
+  dispatch_float(dtype(), "sync_master", [&]<class T>(T) {
+    if constexpr (!std::is_same_v<T, float>) {
+      const T* from = static_cast<const T*>(raw());
+      for (int64_t i = 0; i < numel(); i++)
+        if (T(to[i]).bits != from[i].bits) to[i] = float(from[i]);
+    }
+  });
 }
 
 }  // namespace deem

@@ -41,6 +41,8 @@ struct TensorImpl {
   bool requires_grad = false;        // a leaf whose gradient is wanted
   std::shared_ptr<Node> node;        // what made this tensor, when it is tracked
   std::shared_ptr<TensorImpl> grad;  // leaves only
+  // Leaves of bf16 or f16 in training: contiguous f32 values that these are the rounded ones of. Updates gather there.
+  std::shared_ptr<TensorImpl> master;
   // Set for a weight in few bits: shape and dtype are those of the weight it stands for, and there are no elements.
   std::shared_ptr<const QuantizedWeight> quantized;
 };
@@ -94,6 +96,11 @@ class Tensor {
   bool tracked() const { return p_ && (p_->requires_grad || p_->node); }
   Tensor grad() const { return p_->grad ? Tensor(p_->grad) : Tensor(); }
   void clear_grad() const { p_->grad.reset(); }
+  Tensor master() const { return p_->master ? Tensor(p_->master) : Tensor(); }
+  void keep_master() const;  // its own values, widened, where there is none; nothing for f32
+  void drop_master() const { p_->master.reset(); }
+  // After somebody wrote the values: the master becomes what they say wherever it no longer rounds to them.
+  void sync_master() const;
 
  private:
   std::shared_ptr<TensorImpl> p_;

@@ -38,10 +38,12 @@ struct Contrastive : Model {
            labels = Tensor::empty({words.size(0)}, DType::i64);
     for (int64_t i = 0; i < ids.numel(); i++) keep.data<float>()[i] = ids.data<int64_t>()[i] != pad;
     for (int64_t i = 0; i < labels.numel(); i++) labels.data<int64_t>()[i] = i;
-    Tensor text = unit_length(sum(mul(embedding(word_embedding, ids), cast(keep, features.dtype())), {1}));
-    Tensor image = unit_length(image_projection(features));
+    // In f32 from here on: little is left to compute, and scaled by 100 eight bits would not tell captions apart.
+    Tensor text = unit_length(sum(mul(cast(embedding(word_embedding, ids), DType::f32), keep), {1}));
+    Tensor image = unit_length(cast(image_projection(cast(features, image_projection.weight.dtype())), DType::f32));
     // CLIP keeps the scale at or below 100.
-    Tensor logits = mul(matmul(image, text, false, true), exp(clamp(logit_scale, -10, std::log(100.0))));
+    Tensor scale = exp(clamp(cast(logit_scale, DType::f32), -10, std::log(100.0)));
+    Tensor logits = mul(matmul(image, text, false, true), scale);
     Tensor loss = mul_scalar(add(cross_entropy(logits, labels), cross_entropy(permute(logits, {1, 0}), labels)), 0.5);
     return {{"loss", loss}, {"logits", logits}};
   }

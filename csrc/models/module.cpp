@@ -138,8 +138,19 @@ void ParameterStore::assign(const std::string& name, const Tensor& published_val
   }
   check<WeightsError>(is_float(v.dtype()), "parameter '", p.name, "' is floating but the weight given is ", v.dtype());
   if (p.conv) v = permute(v, {0, 2, 3, 1});
-  v = contiguous(cast_weights(v, p.value.dtype(), "parameter '" + p.name + "'"));
-  std::copy_n(static_cast<const char*>(v.raw()), v.nbytes(), static_cast<char*>(p.value.raw()));
+  Tensor rounded = contiguous(cast_weights(v, p.value.dtype(), "parameter '" + p.name + "'"));
+  std::copy_n(static_cast<const char*>(rounded.raw()), rounded.nbytes(), static_cast<char*>(p.value.raw()));
+  if (Tensor master = p.value.master()) {
+    // Values of the parameter's own dtype say nothing new where they are what the master rounds to.
+    if (v.dtype() == p.value.dtype()) return p.value.sync_master();
+    v = contiguous(cast(v, DType::f32));
+    std::copy_n(v.data<float>(), v.numel(), master.data<float>());
+  }
+}
+
+Tensor ParameterStore::stored(const Parameter& p, DType dtype) {
+  Tensor master = p.value.master();
+  return published(p, master && dtype != p.value.dtype() ? master : p.value);
 }
 
 // ---- layers ------------------------------------------------------------------------------------------------------------

@@ -76,7 +76,9 @@ class ParameterStore {
 
   // Value or gradient in the published layout (OIHW): the same memory, strided for convolution weights.
   static Tensor published(const Parameter& p, const Tensor& t);
-  // Any floating dtype; throws WeightsError on a wrong shape. leading: the value may be the first rows only, the others stay. A weight in
+  // The value to write as this dtype, in the published layout: its f32 master where there is one and the dtype is not its own.
+  static Tensor stored(const Parameter& p, DType dtype);
+  // Any floating dtype, which a master takes unrounded; throws WeightsError on a wrong shape. leading: the value may be the first rows only, the others stay. A weight in
   // few bits takes floats under its own name, and its codes under theirs.
   void assign(const std::string& name, const Tensor& published_value, bool leading = false);
   // The parameter that holds the codes of a weight; null where there is none of that name in few bits.

@@ -55,7 +55,7 @@ LoadReport load_weights(ParameterStore& params, const std::string& path, const s
 
 void save_weights(ParameterStore& params, const std::string& path, DType dtype) {
   std::vector<NamedTensor> tensors;
-  for (Parameter& p : params.list()) tensors.push_back({p.name, ParameterStore::published(p, p.value)});
+  for (Parameter& p : params.list()) tensors.push_back({p.name, ParameterStore::stored(p, dtype)});
   write_safetensors(path, tensors, {}, dtype);
 }
 

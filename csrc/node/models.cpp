@@ -103,6 +103,7 @@ Napi::Value JsModel::parameters(const Napi::CallbackInfo& info) {
       o.Set("trainable", p.value.requires_grad());
       o.Set("norm", p.norm);
       o.Set("buffer", p.buffer);
+      o.Set("master", bool(p.value.master()));
       if (p.quantized) {
         auto q = Napi::Object::New(info.Env());
         auto whole = Napi::Array::New(info.Env());
@@ -170,11 +171,33 @@ Napi::Value JsModel::read(const Napi::CallbackInfo& info) {
   });
 }
 
-// view(name): the live value in the published layout, without a copy or a graph.
+// view(name, dtype): the live value in the published layout, without a copy or a graph; the master, if any, where a dtype is given that is
+// not the parameter's.
 Napi::Value JsModel::view(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Parameter& p = model("view")->params.at(From<std::string>::js(info[0], "view"));
-    return JsTensor::wrap(info.Env(), ParameterStore::published(p, p.value));
+    auto dtype = From<std::string>::js(info[1], "view");
+    Tensor v;
+    Engine::get().run_sync(
+        [&] { v = ParameterStore::stored(p, dtype.empty() ? p.value.dtype() : dtype_from_name(dtype)); });
+    return JsTensor::wrap(info.Env(), v);
+  });
+}
+
+// keepMasters(names, on): f32 values beside weights of bf16 and f16, or no longer.
+Napi::Value JsModel::keep_masters(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    auto m = model("keepMasters");
+    auto names = From<std::vector<std::string>>::js(info[0], "keepMasters");
+    bool on = From<bool>::js(info[1], "keepMasters");
+    Engine::get().run_sync([&] {
+      for (auto& name : names) {
+        Parameter& p = m->params.at(name);
+        if (on) p.value.keep_master();
+        else p.value.drop_master();
+      }
+    });
+    return info.Env().Undefined();
   });
 }
 
@@ -303,6 +326,7 @@ void init_models(Napi::Env env, Napi::Object exports) {
        JsModel::InstanceMethod<&JsModel::parameters>("parameters"),
        JsModel::InstanceMethod<&JsModel::aliases>("aliases"),
        JsModel::InstanceMethod<&JsModel::set_trainable>("setTrainable"),
+       JsModel::InstanceMethod<&JsModel::keep_masters>("keepMasters"),
        JsModel::InstanceMethod<&JsModel::parameter>("parameter"),
        JsModel::InstanceMethod<&JsModel::gradient>("gradient"), JsModel::InstanceMethod<&JsModel::read>("read"),
        JsModel::InstanceMethod<&JsModel::view>("view"), JsModel::InstanceMethod<&JsModel::assign>("assign"),

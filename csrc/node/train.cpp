@@ -11,7 +11,7 @@ constexpr napi_type_tag kTag = {0x6465656d6f707469, 0x6d697a6572206a73};
 
 class JsAdamW : public Napi::ObjectWrap<JsAdamW> {
  public:
-  // new NativeAdamW([{name, tensor, lr, weightDecay}], {beta1, beta2, eps, maxGradNorm})
+  // new NativeAdamW([{name, tensor, lr, weightDecay}], {beta1, beta2, eps, maxGradNorm, masterWeights})
   explicit JsAdamW(const Napi::CallbackInfo& info) : ObjectWrap(info) {
     guarded(info.Env(), [&] {
       check<ValueError>(info[0].IsArray(), "[AdamW] needs an array of parameters");
@@ -29,7 +29,8 @@ class JsAdamW : public Napi::ObjectWrap<JsAdamW> {
       f.get("beta2", options.beta2);
       f.get("eps", options.eps);
       f.get("maxGradNorm", options.max_grad_norm);
-      optimizer_ = std::make_shared<AdamW>(std::move(items), options);
+      f.get("masterWeights", options.master_weights);
+      Engine::get().run_sync([&] { optimizer_ = std::make_shared<AdamW>(std::move(items), options); });
       napi_type_tag_object(info.Env(), info.This(), &kTag);
     });
   }

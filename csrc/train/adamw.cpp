@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <set>
 #include <unordered_map>
 
@@ -39,9 +40,17 @@ AdamW::AdamW(std::vector<Item> items, const Options& options) : items_(std::move
                       "' must not be negative but is ", item.weight_decay);
     check<ValueError>(names.insert(item.name).second, "[adamw] two parameters are named '", item.name, "'");
     check<ValueError>(tensors.insert(p.impl()).second, "[adamw] '", item.name, "' is listed twice");
-    Tensor master = p.dtype() == DType::f32 ? Tensor() : cast(p.detach(), DType::f32);
-    states_.push_back({item.name, Tensor::zeros(p.shape()), Tensor::zeros(p.shape()), 0, master});
+    states_.push_back({item.name, Tensor::zeros(p.shape()), Tensor::zeros(p.shape()), 0, {}});
   }
+  for (const Item& item : items_)  // last: a constructor that throws has changed nothing
+    if (!master(item.parameter)) item.parameter.drop_master();
+}
+
+// The f32 copy that updates go to, made where it is missing; none where the parameter itself takes them.
+Tensor AdamW::master(const Tensor& parameter) const {
+  if (parameter.dtype() == DType::f32 || !options_.master_weights) return {};
+  parameter.keep_master();
+  return parameter.master();
 }
 
 static double sum_squares(const AdamWArgs& args, Device device) {
@@ -56,26 +65,29 @@ double AdamW::step(double lr_factor) {
                     lr_factor);
   std::vector<AdamWSegment> segments;
   std::vector<size_t> which;
-  Tensors gradients;  // keeps contiguous copies alive
+  Tensors held;  // keeps masters and contiguous copies of gradients alive
   int64_t total = 0;
   for (size_t i = 0; i < items_.size(); i++) {
     const Tensor& p = items_[i].parameter;
     Tensor g = p.grad();
     if (!g) continue;
-    gradients.push_back(contiguous(g));
+    held.push_back(master(p));
+    held.push_back(contiguous(g));
     const State& s = states_[i];
+    const Tensor& w = held[held.size() - 2];
     double t = double(s.step + 1), lr = items_[i].lr * lr_factor;
     segments.push_back({.parameter = p.raw(),
-                        .gradient = gradients.back().raw(),
+                        .gradient = held.back().raw(),
                         .exp_avg = s.exp_avg.data<float>(),
                         .exp_avg_sq = s.exp_avg_sq.data<float>(),
-                        .master = s.master ? s.master.data<float>() : nullptr,
+                        .master = w ? w.data<float>() : nullptr,
                         .begin = total,
                         .end = total + p.numel(),
                         .decay = float(1 - lr * items_[i].weight_decay),
                         .step_size = float(lr / (1 - std::pow(options_.beta1, t))),
                         .denominator = float(1 / std::sqrt(1 - std::pow(options_.beta2, t))),
-                        .dtype = p.dtype()});
+                        .dtype = p.dtype(),
+                        .gradient_dtype = g.dtype()});
     which.push_back(i);
     total += p.numel();
   }
@@ -117,7 +129,17 @@ void AdamW::zero_grad() {
   for (const Item& item : items_) item.parameter.clear_grad();
 }
 
-std::vector<AdamW::State> AdamW::state() const { return states_; }
+std::vector<AdamW::State> AdamW::state() const {
+  std::vector<State> all = states_;
+  for (size_t i = 0; i < all.size(); i++) all[i].master = master(items_[i].parameter);
+  return all;
+}
+
+// Whether the parameter holds what its master rounds to, bit by bit.
+static bool rounds_to(const Tensor& master, const Tensor& parameter) {
+  Tensor rounded = cast(contiguous(master.detach()), parameter.dtype());
+  return std::memcmp(rounded.raw(), parameter.raw(), parameter.nbytes()) == 0;
+}
 
 void AdamW::load_state(const std::vector<State>& state) {
   std::unordered_map<std::string, const State*> given;
@@ -126,14 +148,22 @@ void AdamW::load_state(const std::vector<State>& state) {
   auto fits = [](const Tensor& t, const Tensor& like) {
     return t && t.dtype() == DType::f32 && t.shape() == like.shape();
   };
-  for (const State& own : states_) {  // everything is checked before anything changes
+  std::vector<State> before = this->state();
+  for (size_t i = 0; i < before.size(); i++) {  // everything is checked before anything changes
+    const State& own = before[i];
     auto found = given.find(own.name);
     check<WeightsError>(found != given.end(), "[adamw] the state lacks '", own.name, "'");
     const State& s = *found->second;
     check<WeightsError>(fits(s.exp_avg, own.exp_avg) && fits(s.exp_avg_sq, own.exp_avg), "[adamw] the moments of '",
                         s.name, "' must be f32 of shape ", own.exp_avg.shape());
-    check<WeightsError>(!own.master || !s.master || fits(s.master, own.master), "[adamw] the master copy of '", s.name,
+    check<WeightsError>(!own.master || s.master, "[adamw] the state lacks the f32 master weights of '", s.name, "'");
+    check<WeightsError>(own.master || !s.master, "[adamw] the state has f32 master weights of '", s.name,
+                        "', for which this optimizer has no use");
+    check<WeightsError>(!s.master || fits(s.master, own.master), "[adamw] the master weights of '", s.name,
                         "' must be f32 of shape ", own.exp_avg.shape());
+    check<WeightsError>(!s.master || rounds_to(s.master, items_[i].parameter), "[adamw] the master weights of '",
+                        s.name,
+                        "' do not round to its weights: these are to be loaded first, from the same checkpoint");
     check<WeightsError>(s.step >= 0, "[adamw] the step count of '", s.name, "' must not be negative but is ", s.step);
   }
   check<WeightsError>(given.size() == states_.size(), "[adamw] the state has ", given.size(),
@@ -142,12 +172,12 @@ void AdamW::load_state(const std::vector<State>& state) {
     Tensor c = contiguous(from.detach());
     std::copy_n(c.data<float>(), to.numel(), to.data<float>());
   };
-  for (State& own : states_) {
-    const State& s = *given.at(own.name);
-    copy(s.exp_avg, own.exp_avg);
-    copy(s.exp_avg_sq, own.exp_avg_sq);
-    if (own.master && s.master) copy(s.master, own.master);
-    own.step = s.step;
+  for (size_t i = 0; i < before.size(); i++) {
+    const State& s = *given.at(before[i].name);
+    copy(s.exp_avg, before[i].exp_avg);
+    copy(s.exp_avg_sq, before[i].exp_avg_sq);
+    if (s.master) copy(s.master, before[i].master);
+    states_[i].step = s.step;
   }
 }
 

@@ -9,12 +9,12 @@ struct AdamWSegment {  // one parameter
   void* parameter;
   const void* gradient;
   float *exp_avg, *exp_avg_sq;
-  float* master;       // null for f32 parameters
+  float* master;       // takes the update in the parameter's place, which gets its rounded values; may be null
   int64_t begin, end;  // in the concatenated run
   float decay;         // 1 - lr * weight_decay
   float step_size;     // lr / (1 - beta1^t)
   float denominator;   // 1 / sqrt(1 - beta2^t)
-  DType dtype;         // of parameter and gradient
+  DType dtype, gradient_dtype;
 };
 
 struct AdamWArgs {

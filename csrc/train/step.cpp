@@ -1,6 +1,7 @@
 #include "train/step.h"
 
 #include <cmath>
+#include <set>
 
 #include "core/engine.h"
 #include "core/rng.h"
@@ -50,16 +51,22 @@ void save_optimizer(AdamW& optimizer, const std::string& path) {
 void load_optimizer(AdamW& optimizer, const std::string& path) {
   SafetensorsFile file = SafetensorsFile::open(path);
   auto states = optimizer.state();
-  size_t expected = 0;
-  for (auto& s : states) expected += s.master ? 4 : 3;
-  check<WeightsError>(file.names().size() == expected, "'", path, "' holds ", file.names().size(),
-                      " tensors but the optimizer has ", expected);
+  std::set<std::string> known;
+  for (auto& s : states) {
+    for (const char* kind : {"exp_avg.", "exp_avg_sq.", "step."}) {
+      check<WeightsError>(file.contains(kind + s.name), "'", path, "' lacks '", kind, s.name, "'");
+      known.insert(kind + s.name);
+    }
+    std::string master = "master." + s.name;
+    if (!s.master) continue;
+    check<WeightsError>(file.contains(master), "'", path, "' lacks '", master,
+                        "': it was written by an optimizer without f32 master weights");
+    known.insert(master);
+  }
+  for (const std::string& name : file.names())
+    check<WeightsError>(known.contains(name), "'", path, "' holds '", name, "', for which this optimizer has no use");
   int64_t done = 0;
   for (auto& s : states) {
-    std::vector<std::string> kinds{"exp_avg.", "exp_avg_sq.", "step."};
-    if (s.master) kinds.push_back("master.");
-    for (const std::string& kind : kinds)
-      check<WeightsError>(file.contains(kind + s.name), "'", path, "' lacks '", kind, s.name, "'");
     if (s.master) s.master = file.tensor("master." + s.name).clone();
     s.exp_avg = file.tensor("exp_avg." + s.name).clone();
     s.exp_avg_sq = file.tensor("exp_avg_sq." + s.name).clone();

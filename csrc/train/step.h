@@ -18,7 +18,7 @@ struct StepOptions {
 std::map<std::string, double> train_step(Model& model, const std::string& method, const TensorMap& inputs,
                                          const Json& options, AdamW* optimizer, const StepOptions& step);
 
-// Moments and step counts by parameter name, as safetensors.
+// Moments, step counts and f32 master weights by parameter name, as safetensors.
 void save_optimizer(AdamW& optimizer, const std::string& path);
 void load_optimizer(AdamW& optimizer, const std::string& path);
 

@@ -15,6 +15,8 @@ const stage = {
 /** Everything the demo can be told; `configs/nano.yaml` holds the values. */
 export const demoConfig = z.strictObject({
   seed: z.int().nonnegative(),
+  /** What all models compute in; default f32. With bf16 the optimizers keep f32 masters, and the trained model is written from these. */
+  precision: z.enum(['f32', 'bf16']).optional(),
   model: z.strictObject({
     width: whole,
     image_tokens: whole,

@@ -3,9 +3,10 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Command } from 'commander'
+import { parseConfig } from '../config.js'
 import { DeemError } from '../errors.js'
 import { type ReportData, writeReport } from '../report/index.js'
-import { type DemoConfig, quick, readDemoConfig } from './config.js'
+import { type DemoConfig, demoConfig, quick, readDemoConfig } from './config.js'
 import { denoiserKnowledge, evaluate } from './evaluate.js'
 import { deemConfig } from './parts.js'
 import { clock, Progress } from './progress.js'
@@ -27,6 +28,7 @@ interface Flags {
   dir?: string
   config: string
   seed?: string
+  precision?: string
 }
 
 /** A folder belongs to one configuration: stages trained under another would not fit together. */
@@ -52,7 +54,7 @@ async function train(w: World): Promise<{ data: ReportData; results: Results }> 
 
   const model = join(w.dir, 'model')
   mkdirSync(model, { recursive: true })
-  await deem.save(join(model, 'model.safetensors'))
+  await deem.save(join(model, 'model.safetensors'), { dtype: 'f32' }) // of a bf16 run: its masters
   writeFileSync(join(model, 'config.json'), JSON.stringify(deemConfig(w.config, w.tokenizer, scale), null, 1))
   await w.tokenizer.save(model)
 
@@ -70,8 +72,10 @@ async function train(w: World): Promise<{ data: ReportData; results: Results }> 
 
 async function main(flags: Flags): Promise<void> {
   const given = readDemoConfig(flags.config)
-  const seeded = flags.seed === undefined ? given : { ...given, seed: Number(flags.seed) }
-  const config = flags.quick ? quick(seeded) : seeded
+  const { seed = given.seed, precision = given.precision } = flags
+  const asked = { ...given, seed: Number(seed), ...(precision && { precision }) }
+  const checked = parseConfig(demoConfig, asked, 'demo')
+  const config = flags.quick ? quick(checked) : checked
   const dir =
     flags.dir ?? join(root, 'runs', `demo${flags.quick ? '-quick' : ''}${flags.feedback ? '' : '-no-feedback'}`)
   claim(dir, config, flags.feedback)
@@ -113,6 +117,7 @@ const program = new Command('demo')
   .option('--dir <folder>', 'where everything is kept (default: runs/demo)')
   .option('--config <file>', 'sizes and stages', join(root, 'configs/nano.yaml'))
   .option('--seed <n>', 'in place of the seed of the configuration')
+  .option('--precision <dtype>', 'f32 or bf16 (with f32 master weights), in place of that of the configuration')
 
 try {
   await main(program.parse().opts<Flags>())

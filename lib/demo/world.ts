@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import type { SceneSource } from '../data/index.js'
 import { Sprites, sceneTokenizer } from '../data/index.js'
 import type { HostTensor } from '../host-tensor.js'
-import type { Module } from '../module.js'
+import type { CreateOptions, Module } from '../module.js'
 import { type Tensor, tensor } from '../tensor.js'
 import type { Tokenizer } from '../tokenizer/index.js'
 import type { AdamW } from '../train/adamw.js'
@@ -91,6 +91,11 @@ export async function runStage<B>(w: World, stage: StageName, run: StageRun<B>):
   run.optimizer.dispose()
   if (!started) w.progress.say(`${stage}: done before`)
   return { stage, history, seconds, steps }
+}
+
+/** What a stage builds its models with. */
+export function building({ config: { seed, precision = 'f32' } }: World, offset: number): CreateOptions {
+  return { seed: seed + offset, dtype: precision }
 }
 
 /** Host arrays to engine tensors. */

@@ -21,6 +21,8 @@ export interface Comparison {
   maxAbs: number
   /** Largest difference over the largest reference value; for gradients of modules the relative L2 norm. */
   maxRel: number
+  /** L2 norm of the difference over that of the reference; 0 where that is at most 1e-6: nothing but rounding. */
+  error: number
   ok: boolean
   /** What was allowed, for the message of a failure. */
   allowed: string
@@ -61,6 +63,7 @@ export function compare(
       gradient,
       maxAbs: Number.NaN,
       maxRel: Number.NaN,
+      error: Number.NaN,
       ok: false,
       allowed: `shape ${shapes}, expected [${want.shape}]`,
     }
@@ -81,11 +84,13 @@ export function compare(
     length += y * y
   }
   const plainRel = scale > 0 ? maxAbs / scale : maxAbs
+  const error = Math.sqrt(length) > 1e-6 ? Math.sqrt(difference / length) : 0
   const result = (maxRel: number, ok: boolean, allowed: string): Comparison => ({
     name,
     gradient,
     maxAbs,
     maxRel,
+    error: Number.isNaN(maxAbs) ? Number.NaN : error,
     ok,
     allowed,
   })
@@ -96,8 +101,7 @@ export function compare(
       const limit = gradientL2[dtype] * Math.sqrt(length) + 1e-6
       const l2 = Math.sqrt(difference)
       // The floor of 1e-6 is what makes gradients that are zero in exact arithmetic pass; they have no relative error.
-      const rel = Math.sqrt(length) > 1e-6 ? l2 / Math.sqrt(length) : 0
-      return result(rel, l2 <= limit, `L2 ${limit.toExponential(1)}, is ${l2.toExponential(2)}`)
+      return result(error, l2 <= limit, `L2 ${limit.toExponential(1)}, is ${l2.toExponential(2)}`)
     }
     case 'parameter-norm': {
       // Stored as f32, whose steps are wider than 1e-5 from 128 on: there, neighbouring numbers are equal.

@@ -79,5 +79,13 @@ export function compareGradient(
 }
 
 export function absent(name: string, gradient: boolean): Comparison {
-  return { name, gradient, maxAbs: Number.NaN, maxRel: Number.NaN, ok: false, allowed: 'it was not computed' }
+  return {
+    name,
+    gradient,
+    maxAbs: Number.NaN,
+    maxRel: Number.NaN,
+    error: Number.NaN,
+    ok: false,
+    allowed: 'it was not computed',
+  }
 }

@@ -19,6 +19,12 @@ export interface AdamWOptions {
   weightDecay?: number
   /** Gradients are scaled so that their global L2 norm is at most this; 0 or absent: no clipping. */
   maxGradNorm?: number
+  /**
+   * Whether weights of bf16 and f16 are trained in f32 copies, their masters, of which they hold the rounded values: what a step changes
+   * by less than their last place is not lost. 4 bytes a weight more. They stay with the model, for other optimizers and to be saved, until
+   * `dropMasters`. Default true; if false the weights themselves are updated, and masters they have are dropped.
+   */
+  masterWeights?: boolean
   /** The first group whose match fits a parameter's name sets its learning rate and decay. */
   groups?: readonly ParameterGroup[]
   /** Parameters that never decay, besides those of LayerNorms; default: names that contain `bias`, as published. */
@@ -34,6 +40,10 @@ export interface OptimizedParameter {
 /**
  * AdamW over the trainable parameters of one or more models, or over tensors by name.
  * A parameter's `lr` is multiplied by the factor given to {@link step}: schedules are functions from step to factor.
+ *
+ * Mixed precision: of a model built with `dtype: 'bf16'`, forward and backward read bf16 weights and give bf16 gradients; moments and
+ * weights are kept here in f32 (`masterWeights`), the norm of the gradients is summed in f64, and gradients of several batches add up in
+ * f32. To begin from f32 weights unrounded, call `model.keepMasters` before loading them.
  *
  * @example
  * ```ts
@@ -71,6 +81,7 @@ export class AdamW implements Disposable {
       maxGradNorm = 0,
       groups = [],
       noDecay = 'bias',
+      masterWeights = true,
     } = options
     const named: { name: string; tensor: Tensor; norm: boolean }[] = []
     if (isModules(of)) {
@@ -98,7 +109,8 @@ export class AdamW implements Disposable {
         weightDecay: decays ? (group?.weightDecay ?? weightDecay) : 0,
       }
     })
-    this.handle = new native.NativeAdamW(items, { beta1: betas[0], beta2: betas[1], eps, maxGradNorm })
+    const settings = { beta1: betas[0], beta2: betas[1], eps, maxGradNorm, masterWeights }
+    this.handle = new native.NativeAdamW(items, settings)
     this.parameters = items.map(({ name, lr, weightDecay }) => ({ name, lr, weightDecay }))
     if (isModules(of)) for (const { tensor } of named) tensor.dispose()
   }
@@ -110,10 +122,14 @@ export class AdamW implements Disposable {
   zeroGrad(): void {
     this.handle.zeroGrad()
   }
-  /** Moments and step counts as safetensors, atomically. */
+  /** Moments, step counts and masters as safetensors, atomically. */
   save(path: string, options?: CallOptions): Promise<void> {
     return run(() => this.handle.save(path), options)
   }
+  /**
+   * Throws ERR_WEIGHTS, changing nothing, where the state is of other parameters, has masters that this optimizer lacks or lacks those it
+   * has, or where the masters do not round to the weights: load the model first.
+   */
   load(path: string, options?: CallOptions): Promise<void> {
     return run(() => this.handle.load(path), options)
   }

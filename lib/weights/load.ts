@@ -5,7 +5,7 @@ import { parseConfig } from '../config.js'
 import { causedBy, DeemError } from '../errors.js'
 import { isJsonObject, type JsonObject, readJson } from '../json.js'
 import { Deem } from '../models/deem.js'
-import type { CreateOptions } from '../module.js'
+import type { CreateOptions, NameMatch } from '../module.js'
 import { Scope } from '../scope.js'
 import type { CallOptions } from '../task.js'
 import type { Tokenizer } from '../tokenizer/index.js'
@@ -22,6 +22,8 @@ export interface LoadDeemOptions extends CreateOptions, SourceOptions {
   strict?: boolean
   /** Weights of linear layers in 8 or 4 bits, brought there one after another while they are read. */
   quantize?: QuantizeOption
+  /** Weights of a bf16 or f16 model that keep what the files hold in f32 as well, for training: see {@link Module.keepMasters}. */
+  masters?: NameMatch
 }
 
 export interface LoadedDeem {
@@ -58,7 +60,7 @@ const pieceKinds = { llama: 'llama', stableDiffusion: 'stable-diffusion', openCl
  * what came of a file before is gone on with the next time.
  */
 export async function loadDeem(source: string | DeemPieces, options: LoadDeemOptions = {}): Promise<LoadedDeem> {
-  const { strict = true, signal, onProgress, variant, hub, quantize, ...create } = options
+  const { strict = true, signal, onProgress, variant, hub, quantize, masters, ...create } = options
   const call: CallOptions = signal ? { signal } : {}
   signal?.throwIfAborted()
   const place = await placeOf(source, { variant, hub, ...call })
@@ -76,6 +78,7 @@ export async function loadDeem(source: string | DeemPieces, options: LoadDeemOpt
   )
   const model = scope.keep(await built(config, { ...create, ...call }, where))
   if (tokenizer) checkTokens(tokenizer, config, where)
+  if (masters !== undefined) model.keepMasters(masters)
   const plan = planAssignment(model, sources)
   if (start) {
     const shape = model.parameters().find((p) => p.name === negativePrompt)?.shape ?? []

@@ -29,7 +29,8 @@ const headBias = 'text_decoder.head.bias'
 
 /**
  * Writes a model's weights and their config.json under the names of the layout, in shards where they are large. Tensors go out one
- * at a time, cast on the way, so that no copy of the model is needed.
+ * at a time, cast on the way, so that no copy of the model is needed. A dtype that is not the model's is written from the f32 masters of
+ * what was trained, see {@link Module.keepMasters}.
  *
  * Throws ERR_IO; ERR_VALUE for numbers beyond the range of the dtype; ERR_WEIGHTS where the layout cannot hold what was trained: a
  * LLaMA's head has no bias.
@@ -38,7 +39,7 @@ export async function saveDeem(model: Deem, folder: string, options: SaveDeemOpt
   using scope = new Scope()
   if ((options.layout ?? 'deem') !== 'deem' && model.parameters().some((p) => p.quantized))
     throw new DeemError('ERR_WEIGHTS', `the layout '${options.layout}' has no place for weights in few bits`)
-  const parameters = new Map(model.parameters().map((p) => [p.name, scope.keep(model.view(p.name))]))
+  const parameters = new Map(model.parameters().map((p) => [p.name, scope.keep(model.view(p.name, options.dtype))]))
   // Shared tensors are stored under both names: readers that know no sharing find each.
   for (const [alias, name] of Object.entries(model.aliases())) parameters.set(alias, parameters.get(name) as Tensor)
   await writeLayout(parameters, { ...model.config }, folder, options)

@@ -35,7 +35,7 @@ static void squares(const AdamWArgs& a) {
       double sum = 0;
       for_segments(a, k * a.piece, min(a.total, (k + 1) * a.piece),
                    [&](const AdamWSegment& s, int64_t from, int64_t to) {
-                     dispatch_float(s.dtype, "adamw",
+                     dispatch_float(s.gradient_dtype, "adamw",
                                     [&]<class T>(T) { sum += square_sum((const T*)s.gradient + from, to - from); });
                    });
       a.squares[k] = sum;
@@ -43,42 +43,51 @@ static void squares(const AdamWArgs& a) {
   });
 }
 
-// The weight an update starts from: the master copy, unless somebody wrote the parameter since (then they no longer
-// agree).
-DEEM_INLINE float current(const float* p, const float*, int64_t i) { return p[i]; }
+// Where the rounded weights go; nowhere where the parameter itself is what is updated.
+struct NoShadow {
+  DEEM_INLINE void put(int64_t, float) const {}
+};
 template <class T>
-DEEM_INLINE float current(const T* p, const float* master, int64_t i) {
-  float m = master[i];
-  return T(m).bits == p[i].bits ? m : load(p + i);
-}
-DEEM_INLINE void keep(float* p, float*, int64_t i, float w) { p[i] = w; }
-template <class T>
-DEEM_INLINE void keep(T* p, float* master, int64_t i, float w) {
-  master[i] = w;
-  store(p + i, w);
-}
+struct Shadow {
+  T* p;
+  DEEM_INLINE void put(int64_t i, float w) const { store(p + i, w); }
+};
 
-template <class T>
-static void update_part(const AdamWArgs& a, const AdamWSegment& s, int64_t from, int64_t to) {
-  T* p = (T*)s.parameter;
-  const T* gradient = (const T*)s.gradient;
-  float *m = s.exp_avg, *v = s.exp_avg_sq, *master = s.master;
+// One pass: every array is read once and written once.
+template <class W, class G, class S>
+DEEM_INLINE void update_part(const AdamWArgs& a, const AdamWSegment& s, W* w, S shadow, int64_t from, int64_t to) {
+  const G* gradient = (const G*)s.gradient;
+  float *m = s.exp_avg, *v = s.exp_avg_sq;
   float beta2 = a.beta2, rest1 = a.rest1, rest2 = a.rest2, eps = a.eps, clip = a.clip;
   float decay = s.decay, step_size = s.step_size, denominator = s.denominator;
 #pragma omp simd
   for (int64_t i = from; i < to; i++) {
     float g = load(gradient + i) * clip;
-    m[i] = m[i] + (g - m[i]) * rest1;
-    v[i] = v[i] * beta2 + g * g * rest2;
-    keep(p, master, i, current(p, master, i) * decay - step_size * (m[i] / (std::sqrt(v[i]) * denominator + eps)));
+    float mean = m[i] + (g - m[i]) * rest1;
+    float square = v[i] * beta2 + g * g * rest2;
+    float next = load(w + i) * decay - step_size * (mean / (std::sqrt(square) * denominator + eps));
+    m[i] = mean;
+    v[i] = square;
+    store(w + i, next);
+    shadow.put(i, next);
   }
+}
+
+template <class T, class G>
+static void update_segment(const AdamWArgs& a, const AdamWSegment& s, int64_t from, int64_t to) {
+  T* p = (T*)s.parameter;
+  if (s.master) update_part<float, G>(a, s, s.master, Shadow<T>{p}, from, to);
+  else update_part<T, G>(a, s, p, NoShadow{}, from, to);
 }
 
 static void update(const AdamWArgs& a) {
   parallel_for((a.total + a.piece - 1) / a.piece, a.piece * 4, [&](int64_t begin, int64_t end) {
     // One run per thread: pieces only matter to the sums.
     for_segments(a, begin * a.piece, min(a.total, end * a.piece), [&](const AdamWSegment& s, int64_t from, int64_t to) {
-      dispatch_float(s.dtype, "adamw", [&]<class T>(T) { update_part<T>(a, s, from, to); });
+      dispatch_float(s.dtype, "adamw", [&]<class T>(T) {
+        if (s.gradient_dtype == DType::f32) update_segment<T, float>(a, s, from, to);
+        else update_segment<T, T>(a, s, from, to);
+      });
     });
   });
 }

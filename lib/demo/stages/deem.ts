@@ -9,16 +9,18 @@ import type { Module } from '../../module.js'
 import { type Document, image, text } from '../../sequence.js'
 import { AdamW } from '../../train/adamw.js'
 import { deemConfig } from '../parts.js'
-import { disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
+import { building, disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
 import { emptyCaption } from './denoiser.js'
 import { conversation, losses, picturesOf, quiz, scaleParameter, sequenceOptions, spoken } from './words.js'
 
 /** Caption, then picture. Words before a picture have nothing to learn from. */
 const paintDocument = (scene: Scene): Document<Scene> => [text(denseCaption(scene), { loss: false }), image(scene)]
 
-/** A fresh DEEM for these parts; the scale is the VAE's. */
-export function createDeem(w: World, scale: number): Promise<Deem> {
-  return Deem.build(deemConfig(w.config, w.tokenizer, scale), { seed: w.config.seed + 5 })
+/** A fresh DEEM for these parts; the scale is the VAE's. Of bf16, it keeps what earlier stages have trained in f32. */
+export async function createDeem(w: World, scale: number): Promise<Deem> {
+  const deem = await Deem.build(deemConfig(w.config, w.tokenizer, scale), building(w, 5))
+  deem.keepMasters(/./)
+  return deem
 }
 
 /** Puts the pieces into DEEM, under its names. */
@@ -29,7 +31,7 @@ export async function assemble(
 ): Promise<void> {
   const copy = (from: Module, prefix: string) => {
     for (const { name } of from.parameters()) {
-      using value = from.read(name)
+      using value = from.view(name, 'f32')
       deem.assign(prefix + name, value)
     }
   }

@@ -17,7 +17,7 @@ import { Scope } from '../../scope.js'
 import { type Tensor, tensor } from '../../tensor.js'
 import { AdamW } from '../../train/adamw.js'
 import { denoiserConfig, textEncoderConfig } from '../parts.js'
-import { disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
+import { building, disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
 import { signed } from './vae.js'
 
 export interface TrainedDenoiser {
@@ -34,8 +34,8 @@ interface Batch extends Record<string, Tensor> {
 export async function trainDenoiser(w: World, vae: Vae, scale: number): Promise<TrainedDenoiser> {
   const settings = w.config.stages.denoiser
   const { seed } = w.config
-  const unet = await Unet.build(denoiserConfig(w.config), { seed: seed + 1 })
-  const text = await ClipText.build(textEncoderConfig(w.config, w.tokenizer.vocabSize), { seed: seed + 2 })
+  const unet = await Unet.build(denoiserConfig(w.config), building(w, 1))
+  const text = await ClipText.build(textEncoderConfig(w.config, w.tokenizer.vocabSize), building(w, 2))
   const optimizer = new AdamW([unet, text], optimizerOptions(w, 'denoiser'))
   const cropSteps = Math.round(settings.steps * settings.crop_share)
 

@@ -7,7 +7,7 @@ import { Scope, tidy } from '../../scope.js'
 import { type Tensor, tensor } from '../../tensor.js'
 import { AdamW } from '../../train/adamw.js'
 import { encoderConfig } from '../parts.js'
-import { disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
+import { building, disposeAll, optimizerOptions, runStage, type StageResult, toTensors, type World } from '../world.js'
 
 const clipMean = [0.48145466, 0.4578275, 0.40821073]
 const clipDeviation = [0.26862954, 0.26130258, 0.27577711]
@@ -21,7 +21,7 @@ export interface TrainedEncoder {
 export async function trainEncoder(w: World): Promise<TrainedEncoder> {
   const settings = w.config.stages.encoder
   const { seed } = w.config
-  const encoder = await ConvNext.build(encoderConfig(w.config), { seed: seed + 3 })
+  const encoder = await ConvNext.build(encoderConfig(w.config), building(w, 3))
   const heads = await Module.create(
     'contrastive',
     {
@@ -30,7 +30,7 @@ export async function trainEncoder(w: World): Promise<TrainedEncoder> {
       embed_dim: 64,
       pad_token_id: w.tokenizer.ids.pad,
     },
-    { seed: seed + 4 },
+    building(w, 4),
   )
   // The adapters learn in alignment; the pooled features come before them.
   encoder.freeze(['adapter_', 'visual.head.mlp'])

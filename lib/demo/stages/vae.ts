@@ -7,7 +7,7 @@ import { type Tensor, tensor } from '../../tensor.js'
 import { AdamW } from '../../train/adamw.js'
 import { trainStep } from '../../train/step.js'
 import { vaeConfig } from '../parts.js'
-import { disposeAll, optimizerOptions, runStage, type StageResult, type World } from '../world.js'
+import { building, disposeAll, optimizerOptions, runStage, type StageResult, type World } from '../world.js'
 
 /** Pictures in 0..1 as the VAE and the denoiser take them, in -1..1. */
 export function signed(picture: { data: Float32Array; shape: number[] }): Tensor {
@@ -23,7 +23,7 @@ export interface TrainedVae {
 
 export async function trainVae(w: World): Promise<TrainedVae> {
   const { batch, kl_weight } = w.config.stages.vae
-  const vae = await Vae.build(vaeConfig(w.config), { seed: w.config.seed })
+  const vae = await Vae.build(vaeConfig(w.config), building(w, 0))
   const optimizer = new AdamW(vae, optimizerOptions(w, 'vae'))
   const result = await runStage(w, 'vae', {
     models: { vae },

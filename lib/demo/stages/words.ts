@@ -88,7 +88,7 @@ export function conversation(w: World, scene: Scene, random: Random, index: numb
 
 /** Multiplies a starting value. */
 export function scaleParameter(model: Module, name: string, by: number): void {
-  using old = model.read(name)
+  using old = model.view(name, 'f32')
   using fresh = ops.mulScalar(old, by)
   model.assign(name, fresh)
 }

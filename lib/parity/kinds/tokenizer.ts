@@ -26,6 +26,7 @@ export async function runTokenizer(c: Case): Promise<Comparison[]> {
       gradient: false,
       maxAbs: difference,
       maxRel: difference,
+      error: difference,
       ok: a === b,
       allowed: `${b}, is ${a}`,
     })

@@ -183,7 +183,15 @@ function tokens(c: Case, tokenizer: Tokenizer, config: JsonObject): Comparison[]
   const same = (name: string, got: unknown, want: unknown): Comparison => {
     const ok = JSON.stringify(got) === JSON.stringify(want)
     const difference = ok ? 0 : 1
-    return { name, gradient: false, maxAbs: difference, maxRel: difference, ok, allowed: `${want}, is ${got}` }
+    return {
+      name,
+      gradient: false,
+      maxAbs: difference,
+      maxRel: difference,
+      error: difference,
+      ok,
+      allowed: `${want}, is ${got}`,
+    }
   }
   const results = Object.keys(named).map((key) => same(key, named[key], wanted[key]))
   const beside = join(dirname(c.dir), '../tokenizer/expected.json')
