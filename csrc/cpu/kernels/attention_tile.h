@@ -3,8 +3,6 @@
 // cotangents all enter the products in their natural layout but for one transposed copy of each query panel, and the
 // softmax runs along rows of whole vectors.
 #pragma once
-#include <type_traits>
-
 #include "cpu/simd.h"
 #include "ops/attention.h"
 
@@ -29,10 +27,20 @@ constexpr bool kPairs = dtype_of<T>::value == DType::bf16;
 template <class T>
 constexpr bool kPairs = false;
 #endif
+template <bool pairs>
+struct ElementOf {
+  using type = float;
+};
+template <>
+struct ElementOf<true> {
+  using type = Pair;
+};
 template <class T>
-using Element = std::conditional_t<kPairs<T>, Pair, float>;
+using Element = typename ElementOf<kPairs<T>>::type;
 template <class E>
-constexpr int64_t kWide = std::is_same_v<E, Pair> ? 2 : 1;
+constexpr int64_t kWide = 1;
+template <>
+constexpr int64_t kWide<Pair> = 2;
 
 DEEM_INLINE void multiply_add(Vec& sum, const float& x, const float* row) { sum += x * *(const Vec*)row; }
 DEEM_INLINE void multiply_add([[maybe_unused]] Vec& sum, [[maybe_unused]] const Pair& x,
