@@ -52,12 +52,12 @@ export interface Report {
   results: Result[]
 }
 
-function time(seconds: number): string {
+export function time(seconds: number): string {
   if (seconds >= 1) return `${seconds.toFixed(2)} s`
   if (seconds >= 1e-3) return `${(seconds * 1e3).toFixed(seconds >= 0.1 ? 0 : 2)} ms`
   return `${(seconds * 1e6).toFixed(1)} us`
 }
-const size = (bytes: number | undefined) => (bytes === undefined ? '' : `${(bytes / 2 ** 20).toFixed(0)}M`)
+export const bytes = (n: number | undefined): string => (n === undefined ? '' : `${(n / 2 ** 20).toFixed(0)}M`)
 /** Half the distance of the quartiles, in percent of the median. */
 const noise = (s: Spread) => `±${((50 * (s.high - s.low)) / s.median).toFixed(0)}%`
 
@@ -72,7 +72,7 @@ export function lines(r: Result): string[] {
   const fraction = r.fractionOfPeak ? `${(100 * r.fractionOfPeak).toFixed(0)}%` : ''
   const ours =
     `${head} ${time(r.seconds.median).padStart(9)} ${noise(r.seconds).padStart(6)} ${rate.padStart(10)}` +
-    ` ${fraction.padStart(5)} ${size(r.residentBytes).padStart(7)}`
+    ` ${fraction.padStart(5)} ${bytes(r.residentBytes).padStart(7)}`
   if (r.peers.length === 0) return [ours]
   return r.peers.map((p, i) => {
     const left = i === 0 ? ours : ' '.repeat(ours.length)
@@ -83,7 +83,7 @@ export function lines(r: Result): string[] {
     if (p.problem || !p.seconds || !p.ratio) return `${left} | ${p.peer.padEnd(13)} -: ${p.problem}`
     const { low, median, high } = p.ratio
     return (
-      `${left} | ${p.peer.padEnd(13)} ${time(p.seconds.median).padStart(9)} ${size(p.residentBytes).padStart(7)}` +
+      `${left} | ${p.peer.padEnd(13)} ${time(p.seconds.median).padStart(9)} ${bytes(p.residentBytes).padStart(7)}` +
       `  ${median.toFixed(2)} (${low.toFixed(2)}..${high.toFixed(2)})`
     )
   })

@@ -64,8 +64,7 @@ DEEM_INLINE float exp(float x) {
   p = p * r + 8.333678159e-2f;
   p = p * r + 3.333304080e-1f;
   p = p * r + 9.999998685e-1f;
-  p = p * r + 2.0f;
-  p = p * r + 2.0f;
+  p = p * (r * r) + 2.0f * r + 2.0f;  // small terms first
   return p * std::bit_cast<float>((std::bit_cast<uint32_t>(t) << 23) + (uint32_t(126) << 23));
 }
 

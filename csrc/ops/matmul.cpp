@@ -87,7 +87,7 @@ static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const Ma
     if (bias) add_(c, contiguous(broadcast_to(bias->detach(), c.shape())));
     return;
   }
-  if (batch == 1 && !ta && tb && m <= kFewRows) {
+  if (batch == 1 && !ta && tb && m <= kFewRows && n * k >= kManyWeights) {
     Tensor scratch = Tensor::empty({m, k}, DType::f32, c.device());
     few_rows_kernel(c.device(), {.x = a.raw(),
                                  .weight = b.raw(),

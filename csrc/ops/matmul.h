@@ -28,7 +28,7 @@ struct FewRowsArgs {
   int64_t m, n, k;
   DType dtype, y_dtype;  // of x, weight and bias; of y
 };
-constexpr int64_t kFewRows = 8;
+constexpr int64_t kFewRows = 8, kManyWeights = 1 << 18;  // smaller weights lie in cache, where nothing is gained
 extern Kernel<FewRowsArgs> few_rows_kernel;
 
 // y[c] = sum over rows of x[r, c], accumulated in f32.
