@@ -40,6 +40,8 @@ export interface Case {
   work: (bytesPerElement: number) => Work
   /** Results are draws: only their mean and deviation can agree. */
   random?: boolean
+  /** Dtypes in which results are not compared, since rounding alone decides them. */
+  unchecked?: readonly Precision[]
   /** Which peers may run it; default: PyTorch, and onnxruntime for forward passes in f32. */
   peers?: readonly PeerName[]
 }

@@ -13,7 +13,7 @@ function sources(folder, extensions) {
   const path = join(root, folder)
   if (!existsSync(path)) return []
   return readdirSync(path, { recursive: true, withFileTypes: true })
-    .filter((e) => e.isFile() && extensions.some((x) => e.name.endsWith(x)))
+    .filter((e) => e.isFile() && !e.parentPath.includes('node_modules') && extensions.some((x) => e.name.endsWith(x)))
     .map((e) => join(e.parentPath, e.name).slice(root.length))
     .sort()
 }

@@ -1,5 +1,5 @@
 /** What users wait for: a training step, a caption, a picture, the next token. */
-import type { Case, Json } from '../case.js'
+import type { Case, Json, Precision } from '../case.js'
 import { decodeWeights } from './count.js'
 
 /** The shape of TinyLlama 1.1B. MMFS and the rest of the model are as small as they can be: without pictures they do nothing. */
@@ -24,7 +24,31 @@ const nano = {
 } as const
 const tokens = 32
 
-// DEEM whole trains in f32 so far.
+/** Tokens one by one, each of which reads all weights; in few bits, `bytes` of them a number with the scales of groups of 32. */
+function decodeCase(
+  name: string,
+  few: { bits: 4 | 8; bytes: number } | undefined,
+  precisions: readonly Precision[],
+): Case {
+  const quantization = few && { bits: few.bits }
+  return {
+    name: `${name}/decode${tokens}`,
+    group: 'whole',
+    program: 'decode',
+    settings: { config: llama1b as Json, prompt: 16, tokens, ...(quantization && { quantization }) },
+    inputs: {},
+    pass: 'forward',
+    precisions,
+    work: (perElement) => ({
+      flops: 2 * tokens * decodeWeights(llama1b),
+      bytes: tokens * (few?.bytes ?? perElement) * decodeWeights(llama1b),
+    }),
+    peers: few ? ['llama.cpp'] : ['torch', 'torch-compile', 'llama.cpp'],
+    // Greedy choices of a random model in bf16 part ways at the first near tie.
+    unchecked: ['bf16'],
+  }
+}
+
 export const whole: Case[] = [
   {
     ...nano,
@@ -32,7 +56,7 @@ export const whole: Case[] = [
     program: 'deemTrain',
     settings: { model: 'nano', batch: 32 },
     pass: 'backward',
-    precisions: ['f32'],
+    precisions: ['f32', 'bf16'],
   },
   {
     ...nano,
@@ -58,18 +82,7 @@ export const whole: Case[] = [
     pass: 'forward',
     precisions: ['f32'],
   },
-  {
-    name: `llama-1.1b/decode${tokens}`,
-    group: 'whole',
-    program: 'decode',
-    settings: { config: llama1b as Json, prompt: 16, tokens },
-    inputs: {},
-    pass: 'forward',
-    precisions: ['f32', 'bf16'],
-    work: (perElement) => ({
-      flops: 2 * tokens * decodeWeights(llama1b),
-      bytes: tokens * perElement * decodeWeights(llama1b),
-    }),
-    peers: ['torch', 'torch-compile', 'llama.cpp'],
-  },
+  decodeCase('llama-1.1b', undefined, ['f32', 'bf16']),
+  decodeCase('llama-1.1b-int8', { bits: 8, bytes: 1 + 2 / 32 }, ['bf16']),
+  decodeCase('llama-1.1b-int4', { bits: 4, bytes: 0.5 + 2 / 32 }, ['bf16']),
 ]

@@ -24,7 +24,7 @@ import { AdamW, trainStep } from 'deem/train'
 import { parse } from 'yaml'
 import { type DemoConfig, demoConfig } from '../../dist/demo/config.js'
 import { deemConfig } from '../../dist/demo/parts.js'
-import type { Case, Precision, Settings } from '../case.js'
+import type { Case, Json, Precision, Settings } from '../case.js'
 import { fixtures, permuteImages } from '../fixture.js'
 import { enliven, scalar } from './parts.js'
 import { disposeAll, type Subject } from './subject.js'
@@ -285,7 +285,9 @@ function mostlyLlama(llm: Record<string, number>): object {
 
 async function decodeSubject(c: Case, precision: Precision): Promise<Subject> {
   const llm = c.settings['config'] as Record<string, number>
-  const model = await Deem.build(mostlyLlama(llm), { seed: 6, dtype: precision })
+  const quantization = c.settings['quantization'] as Record<string, Json> | undefined
+  const config = { ...mostlyLlama(llm), ...(quantization && { quantization }) }
+  const model = await Deem.build(config, { seed: 6, dtype: precision })
   const prompt = Array.from({ length: c.settings['prompt'] as number }, (_, i) => 5 + i)
   const count = c.settings['tokens'] as number
   const inputs: Inputs = {
@@ -303,7 +305,10 @@ async function decodeSubject(c: Case, precision: Precision): Promise<Subject> {
   return {
     inputs,
     settings: { first: 9, banned: [3, 4] },
-    weights: { key: JSON.stringify([c.name, precision]), save: (path) => model.save(path) },
+    // Weights in few bits mean nothing to the peers, which bring their own.
+    ...(!quantization && {
+      weights: { key: JSON.stringify([c.name, precision]), save: (path: string) => model.save(path) },
+    }),
     results: async () => ({ ids: ids(await pass()) }),
     run: async (times) => {
       for (let i = 0; i < times; i++) await pass()

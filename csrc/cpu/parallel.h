@@ -23,4 +23,18 @@ template <class F>
   for (int t = 0; t < threads; t++) f(n * t / threads, n * (t + 1) / threads);
 }
 
+// The same in chunks that threads take as they come, for work whose speed the memory sets: it serves one thread better than another.
+// Only for items whose results do not depend on each other's.
+template <class F>
+[[gnu::always_inline]] inline void parallel_chunks(int64_t n, int64_t cost, F&& f) {
+  const int threads = n * cost < 32768 ? 1 : num_threads();
+  if (threads <= 1) {
+    if (n > 0) f(int64_t(0), n);
+    return;
+  }
+  const int64_t chunks = n < 16 * threads ? n : 16 * threads;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+  for (int64_t c = 0; c < chunks; c++) f(n * c / chunks, n * (c + 1) / chunks);
+}
+
 }  // namespace deem

@@ -62,7 +62,7 @@ static void row(const FewRowsArgs& a, int64_t n, int64_t first) {
 static void few_rows(const FewRowsArgs& a) {
   dispatch_float(a.dtype, "linear", [&]<class T>(T) {
     for (int64_t m = 0; m < a.m; m++) arrange((const T*)a.x + m * a.k, a.k, a.scratch + m * a.k);
-    parallel_for(a.n, a.k * a.m, [&](int64_t begin, int64_t end) {
+    parallel_chunks(a.n, a.k * a.m, [&](int64_t begin, int64_t end) {
       for (int64_t n = begin; n < end; n++) {
         int64_t first = 0;
         for (; first + 4 <= a.m; first += 4) row<T, 4>(a, n, first);

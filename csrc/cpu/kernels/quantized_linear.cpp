@@ -326,7 +326,7 @@ static bool by_integers(const QuantizedGemvArgs& a) {
   const int64_t numbers = 512 / Bits, step = (a.format.cols + numbers - 1) / numbers * kBlockBytes<Bits, P>;
   for (int64_t m = 0; m < a.m; m++)
     if (!prepare_row<Bits, P>(a.x + m * a.format.cols, a.format, (int8_t*)a.scratch + m * step)) return false;
-  parallel_for(a.rows, a.format.cols * (a.m + 1), [&](int64_t begin, int64_t end) {
+  parallel_chunks(a.rows, a.format.cols * (a.m + 1), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; r++) {
       int64_t m = 0;
       const int8_t* x = (const int8_t*)a.scratch;
