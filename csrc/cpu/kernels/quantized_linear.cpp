@@ -287,7 +287,7 @@ DEEM_INLINE void row_by_integers(const QuantizedGemvArgs& a, int64_t r, const La
     load_groups(row, f, c, n, groups);
     for (int64_t i = 0; i < n; i += kNumbers, x += kBlockBytes<Bits, P>) {
       // A row's scales, read before its codes, hide from the hardware that one row follows the other.
-      _mm_prefetch((const char*)row + (c + i) / kHalves + 3072, _MM_HINT_T0);
+      _mm_prefetch((const char*)row + (c + i) / kHalves + 1536, _MM_HINT_T0);
       const __m512i bytes = _mm512_loadu_si512(row + (c + i) / kHalves);
       __m512i codes[kHalves];
       if constexpr (Bits == 8) {
