@@ -1,7 +1,7 @@
 // The only caller of CMake: configures and builds through cmake-js in build-cmake/, then copies the addon to
 // build/Release, where node-gyp-build looks first. (node-gyp wipes build/, so CMake's cache must not live there.)
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, readdirSync, renameSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readdirSync, renameSync, rmSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -14,6 +14,8 @@ const cmakeJs = join(dirname(createRequire(import.meta.url).resolve('cmake-js/pa
 const env = { ...process.env }
 for (const name of ['MAKEFLAGS', 'MFLAGS', 'MAKELEVEL', 'BUILDTYPE', 'V']) delete env[name] // may run inside gyp's make
 const out = join(root, 'build-cmake')
+// cmake-js takes a cache for a configured build: after a configuration that failed it would build nothing for ever.
+if (!existsSync(join(out, 'build.ninja')) && !existsSync(join(out, 'Makefile'))) rmSync(join(out, 'CMakeCache.txt'), { force: true })
 const result = spawnSync(
   process.execPath,
   [

@@ -75,19 +75,6 @@ function draws(images: number, side: number, channels: number): Inputs {
   }
 }
 
-/** Floating inputs in the model's dtype; the old ones are disposed. */
-function castAll(inputs: Inputs, precision: Precision): Inputs {
-  if (precision === 'f32') return inputs
-  return Object.fromEntries(
-    Object.entries(inputs).map(([name, t]) => {
-      if (t.dtype !== 'f32') return [name, t]
-      const cast = tidy(() => ops.cast(t, precision))
-      t.dispose()
-      return [name, cast]
-    }),
-  )
-}
-
 async function fixtureModel(precision: Precision): Promise<{ model: Deem; config: object; inputs: Inputs }> {
   const dir = `${fixtures}model/deem_nano/`
   const { note: _n, dropout: _d, drop_path: _p, ...config } = JSON.parse(readFileSync(`${dir}config.json`, 'utf8'))
@@ -108,11 +95,11 @@ async function trainSubject(c: Case, precision: Precision): Promise<Subject> {
   const { model, config } = source
   let inputs: Inputs
   if ('inputs' in source) {
-    inputs = castAll((source as { inputs: Inputs }).inputs, precision)
+    inputs = (source as { inputs: Inputs }).inputs
   } else {
     const batch = await nanoBatch(c.settings['batch'] as number)
     const n = (batch['image_tensors'] as Tensor).shape[0] as number
-    inputs = castAll({ ...batch, ...draws(n, 8, demo().model.vae.latent) }, precision)
+    inputs = { ...batch, ...draws(n, 8, demo().model.vae.latent) }
     model.freeze('visual.head.mlp')
   }
   // Small, so that hundreds of steps on one batch stay near the start.

@@ -178,7 +178,9 @@ class Train:
 
     def __init__(self, case, inputs, module, wrap):
         s = case["settings"]
-        self.module, self.x = module, inputs
+        dtype = next(module.parameters()).dtype
+        self.x = {name: t.to(dtype) if t.is_floating_point() else t for name, t in inputs.items()}
+        self.module = module
         self.f = wrap(module.losses)
         parameters = dict(module.named_parameters())
         groups = []
