@@ -1,6 +1,7 @@
 #include "core/kernel.h"
 
 #include <cstdlib>
+#include <map>
 #include <string_view>
 
 namespace deem {
@@ -29,6 +30,23 @@ int current_isa() {
 
 void throw_no_kernel(const char* op, Device d) {
   throw NotImplemented(str("[", op, "] has no kernel for device ", name_of(d)));
+}
+
+static std::map<std::string_view, SlotEntry>& slots() {
+  static auto* map = new std::map<std::string_view, SlotEntry>;  // leaked on purpose: read during static destruction
+  return *map;
+}
+
+void remember_slot(const SlotEntry& slot) { slots().emplace(slot.op, slot); }
+
+void register_kernel(const char* op, size_t args_size, Device d, void (*f)(const void*)) {
+  auto found = slots().find(op);
+  check<DeviceError>(found != slots().end(), "a plugin has a kernel for [", op, "], which is no operation here");
+  check<DeviceError>(found->second.args_size == args_size, "a plugin's kernel for [", op, "] takes other arguments");
+  // Kernel<Args>::fn, whose element type differs in Args alone: all function pointers have one size and form.
+  using Cell = void (*)(const void*);
+  auto* cells = static_cast<Cell(*)[kIsaCount]>(found->second.cells);
+  cells[int(d)][0] = f;
 }
 
 }  // namespace deem

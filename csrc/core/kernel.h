@@ -11,6 +11,16 @@ int current_isa();  // best one this machine has, or what DEEM_ISA asks for
 const char* isa_name(int isa);
 [[noreturn]] void throw_no_kernel(const char* op, Device d);
 
+// Slots by the name of their operation, so that a plugin's kernels find theirs. Every slot with a CPU kernel is known.
+struct SlotEntry {
+  const char* op;
+  void* cells;       // fn below, a table of function pointers
+  size_t args_size;  // sizeof(Args): a plugin built from other sources is refused
+};
+void remember_slot(const SlotEntry& slot);  // of any thread's static initialisers; again for the same one is nothing
+// Throws DeviceError where no slot of that name takes arguments of that size.
+void register_kernel(const char* op, size_t args_size, Device d, void (*f)(const void*));
+
 template <class Args>
 struct Kernel {
   const char* op;
@@ -32,6 +42,7 @@ struct Register {
   template <class Args>
   DEEM_INLINE Register(Kernel<Args>& slot, Device d, void (*f)(const Args&)) {
     slot.fn[int(d)][DEEM_ISA_INDEX] = f;
+    remember_slot({slot.op, slot.fn, sizeof(Args)});
   }
 };
 

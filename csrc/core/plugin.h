@@ -1,0 +1,28 @@
+// What a backend that is a library of its own (libdeem_cuda.so) shows the engine: one C function that returns this.
+#pragma once
+#include "core/device_api.h"
+
+namespace deem {
+
+// Raised whenever DeviceApi, PluginKernel or Plugin changes. Kernels' arguments are checked one by one, by size.
+constexpr uint32_t kPluginAbi = 1;
+
+struct PluginKernel {
+  const char* op;
+  size_t args_size;
+  void (*fn)(const void* args);  // a void (*)(const Args&)
+};
+
+struct Plugin {
+  uint32_t abi;
+  const char* version;  // of the package
+  bool needs_driver;    // false: the emulated build
+  const PluginKernel* kernels;
+  size_t kernel_count;
+  const DeviceApi* api;
+};
+
+using PluginEntry = const Plugin* (*)();
+constexpr const char* kPluginEntry = "deem_cuda_plugin";
+
+}  // namespace deem
