@@ -140,7 +140,7 @@ __global__ void last_block_kernel(const float* x, float* partial, unsigned* tick
     *sum = total;
   }
 }
-PLANTED("the last block reads the others' sums without a fence", kRace) {
+PLANTED("the last block reads what others summed without a fence", kRace) {
   Device1D<float> x(ramp(4 * 32)), partial(4), sum(1);
   Device1D<unsigned> ticket(std::vector<unsigned>(1));
   DEEM_LAUNCH(last_block_kernel, dim3(4), dim3(32), 0, stream(), x, partial, ticket, sum, bug);
