@@ -33,6 +33,5 @@ if (existsSync(python) || run('Python environment', 'python3', ['-m', 'venv', '-
     'numpy',
     'gguf',
     'onnx',
-    'onnxscript',
   ])
 process.exit(failed ? 1 : 0)
