@@ -74,10 +74,6 @@ Tensor conv2d(const Tensor& x_in, const Tensor& w_in, const MaybeTensor& bias_in
   bool padded = s.pad_top || s.pad_bottom || s.pad_left || s.pad_right;
   if (s.kh == 1 && s.kw == 1 && s.stride == 1 && !padded && s.groups == 1)
     return linear(x_in, reshape(w_in, {s.out, s.in}), bias);
-  if (s.dtype == DType::f16 && x_in.device() == Device::cpu) {  // as in products: f32 in between, rounded once
-    MaybeTensor wide = bias ? MaybeTensor(cast(*bias, DType::f32)) : bias;
-    return cast(conv2d(cast(x_in, DType::f32), cast(w_in, DType::f32), wide, options), DType::f16);
-  }
   Tensor x = contiguous(x_in), w = contiguous(w_in);
   Tensor y = Tensor::empty({s.n, s.oh, s.ow, s.out}, x.dtype());
   bool empty = s.n == 0 || s.in == 0 || s.out == 0;

@@ -48,36 +48,6 @@ static GemmOperand operand(const Tensor& t, int64_t rows, int64_t cols, bool tra
   return o;
 }
 
-static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const MaybeTensor& bias, const Tensor& c,
-                    int64_t batch, int64_t m, int64_t k, int64_t n);
-
-// CPUs multiply no f16: the product is that of the same numbers in f32, rounded once. Weights, [N, K], are widened a tile at a time.
-static void half_product(const Tensor& a, bool ta, const Tensor& b, bool tb, const MaybeTensor& bias, const Tensor& c,
-                         int64_t batch, int64_t m, int64_t k, int64_t n) {
-  constexpr int64_t kTileNumbers = 1 << 22;
-  Tensor wide_a = cast(a.detach(), DType::f32), wide_c = Tensor::empty(c.shape());
-  MaybeTensor wide_bias = bias ? MaybeTensor(cast(bias->detach(), DType::f32)) : bias;
-  int64_t step = batch == 1 && tb ? std::max<int64_t>(64, kTileNumbers / k) : n;
-  if (step >= n) {
-    product(wide_a, ta, cast(b.detach(), DType::f32), tb, wide_bias, wide_c, batch, m, k, n);
-  } else {
-    for (int64_t at = 0; at < n; at += step) {
-      int64_t count = std::min(step, n - at);
-      Tensor tile = cast(b.view({count, k}, {k, 1}, at * k), DType::f32);
-      gemm_kernel(c.device(), {.batch = 1,
-                               .a = operand(wide_a, ta ? k : m, ta ? m : k, ta, false),
-                               .b = operand(tile, count, k, true, false),
-                               .bias = wide_bias ? wide_bias->data<float>() + at : nullptr,
-                               .c = wide_c.data<float>() + at,
-                               .c_row_stride = n,
-                               .dtype = DType::f32,
-                               .c_dtype = DType::f32});
-    }
-  }
-  Tensor narrow = cast(wide_c, DType::f16);
-  std::copy_n(static_cast<const char*>(narrow.raw()), narrow.nbytes(), static_cast<char*>(c.raw()));
-}
-
 // c [batch, M, N] from contiguous operands; either may be stored transposed. K == 0 gives zeros.
 static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const MaybeTensor& bias, const Tensor& c,
                     int64_t batch, int64_t m, int64_t k, int64_t n) {
@@ -101,7 +71,6 @@ static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const Ma
                                  .y_dtype = c.dtype()});
     return;
   }
-  if (a.dtype() == DType::f16 && c.device() == Device::cpu) return half_product(a, ta, b, tb, bias, c, batch, m, k, n);
   gemm_kernel(c.device(), {.batch = batch,
                            .a = operand(a, ta ? k : m, ta ? m : k, ta, false),
                            .b = operand(b, tb ? n : k, tb ? k : n, tb, false),
