@@ -154,6 +154,7 @@ Tensor stack(const Tensors& parts, int64_t axis);
 Tensor pad_rows(const Tensor& x, int64_t rows);            // zero rows appended on axis 0
 Tensor gather_rows(const Tensor& x, const Tensor& index);  // axis 0; index i64 [...], -1 gives a zero row
 Tensor contiguous(const Tensor& x);                        // itself, or a recorded copy
+Tensor to_device(const Tensor& x, Device device);          // itself, or a recorded copy there
 
 // ---- random.cpp: see core/rng.h ----------------------------------------------------------------------------------------
 Tensor randn(const Shape& shape, int64_t seed, int64_t stream);                               // normal

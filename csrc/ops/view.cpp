@@ -22,6 +22,13 @@ Tensor contiguous(const Tensor& x) {
   return record("contiguous", y, {x}, [](const Tensor& dy, Needs) { return Tensors{dy}; });
 }
 
+Tensor to_device(const Tensor& x, Device device) {
+  Device from = x.device();
+  if (from == device) return x;
+  return record("to_device", x.to(device), {x},
+                [from](const Tensor& dy, Needs) { return Tensors{to_device(dy, from)}; });
+}
+
 // ---- reshape ------------------------------------------------------------------------------------------------------
 
 static Shape infer_shape(const Tensor& x, Shape shape) {
