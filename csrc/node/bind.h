@@ -68,6 +68,12 @@ struct From<DType> {
   static DType js(Napi::Value v, const char* what) { return dtype_from_name(From<std::string>::js(v, what)); }
 };
 template <>
+struct From<Device> {  // loads what the device needs; absent: the CPU
+  static Device js(Napi::Value v, const char* what) {
+    return v.IsUndefined() ? Device::cpu : device_from_name(From<std::string>::js(v, what));
+  }
+};
+template <>
 struct From<Activation> {
   static Activation js(Napi::Value v, const char* what) { return activation_from_name(From<std::string>::js(v, what)); }
 };
