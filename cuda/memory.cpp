@@ -36,6 +36,7 @@ struct Pool {
 
   // cudaFree waits for all that runs, so what is queued on these blocks is done before they go.
   void drop_cached() noexcept {
+    if (recording) return;  // nothing may wait meanwhile
     for (auto& [size, blocks] : free) {
       for (Free& f : blocks) cudaFree(f.block);
       stats.reserved -= size * blocks.size();
@@ -50,14 +51,13 @@ struct Pool {
   }
 
   void* take(size_t size) {
-    bool may_drop = !recording;  // nothing may wait while a graph is recorded
-    if (may_drop && stats.limit && stats.reserved + size > stats.limit) drop_cached();
+    if (stats.limit && stats.reserved + size > stats.limit) drop_cached();
     if (stats.limit && stats.reserved + size > stats.limit) refuse(size);
     void* block = nullptr;
     cudaError_t status = cudaMalloc(&block, size);
     if (status == cudaErrorMemoryAllocation) {
       (void)cudaGetLastError();  // it is dealt with, and must not show at the next launch
-      if (may_drop) drop_cached();
+      drop_cached();
       status = cudaMalloc(&block, size);
     }
     if (status == cudaErrorMemoryAllocation) {

@@ -9,7 +9,7 @@
 
 namespace deem::cuda {
 
-#ifdef DEEM_CUDA_EMU
+#ifdef DEEM_CUDA_EMULATED
 constexpr bool kNeedsDriver = false;
 #else
 constexpr bool kNeedsDriver = true;

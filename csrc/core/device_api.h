@@ -12,9 +12,9 @@
 namespace deem {
 
 struct DeviceInfo {
-  std::string name;  // e.g. "NVIDIA H100"
-  int index, count;  // this one of how many
-  int major, minor;  // compute capability; 0 for the CPU
+  std::string name;                // e.g. "NVIDIA H100"
+  int index, count;                // this one of how many
+  int major, minor;                // compute capability; 0 for the CPU
   size_t total_bytes, free_bytes;  // of a GPU that is not in use nothing is said to be taken
 };
 

@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 
@@ -61,13 +62,18 @@ const DeviceApi& load() {
   return *plugin.api;
 }
 
+std::atomic<const DeviceApi*> loaded{nullptr};
+
 }  // namespace
+
+const DeviceApi* cuda_in_use() { return loaded.load(std::memory_order_acquire); }
 
 const CudaPlugin& cuda_plugin() {
   static const CudaPlugin* plugin = [] {
     auto* p = new CudaPlugin;  // leaked on purpose: tensors may die during static destruction
     try {
       p->api = &load();
+      loaded.store(p->api, std::memory_order_release);
     } catch (const std::exception& e) {
       p->missing = e.what();
     }

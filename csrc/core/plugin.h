@@ -31,5 +31,6 @@ struct CudaPlugin {
   std::string missing;             // what
 };
 const CudaPlugin& cuda_plugin();
+const DeviceApi* cuda_in_use();  // null where it was not loaded or is missing; loads nothing
 
 }  // namespace deem

@@ -143,14 +143,18 @@ Tensor Tensor::to(Device device) const {
     return from_quantized(std::make_shared<QuantizedWeight>(p_->quantized->packed.to(device), p_->quantized->format),
                           shape(), dtype());
   Tensor from = is_contiguous() ? *this : clone(), out = empty(shape(), dtype(), device);
-  if (nbytes() == 0) return out;
-  if (this->device() == Device::cpu) {
-    device_api(device).upload(out.raw(), from.raw(), nbytes());
-  } else {
-    check<DeviceError>(device == Device::cpu, "no copy from ", name_of(this->device()), " to ", name_of(device));
-    device_api(this->device()).download(out.raw(), from.raw(), nbytes());
-  }
+  out.overwrite(from);
   return out;
+}
+
+void Tensor::overwrite(const Tensor& from) const {
+  check<ShapeError>(is_contiguous() && from.is_contiguous() && from.nbytes() <= nbytes(), "overwrite() needs ",
+                    "contiguous tensors, the new one no larger, but got ", from.shape(), " for ", shape());
+  check<DTypeError>(from.dtype() == dtype(), "overwrite() needs ", dtype(), " but got ", from.dtype());
+  if (from.nbytes() == 0) return;
+  const DeviceApi& api = device_api(device() == Device::cpu ? from.device() : device());
+  auto* move = from.device() == device() ? api.copy : device() == Device::cpu ? api.download : api.upload;
+  move(raw(), from.raw(), from.nbytes());
 }
 
 Tensor Tensor::clone() const {
@@ -216,7 +220,7 @@ void Tensor::sync_master() const {
     Tensor values = to(Device::cpu);
     values.p_->master = master().to(Device::cpu).impl_ptr();
     values.sync_master();
-    device_api(device()).upload(master().raw(), values.master().raw(), master().nbytes());
+    master().overwrite(values.master());
     return;
   }
   float* to = master().data<float>();

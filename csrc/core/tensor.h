@@ -96,6 +96,10 @@ class Tensor {
   // moves with its codes. Copies to the CPU wait for all that is queued.
   Tensor to(Device device) const;
 
+  // Overwrites the first bytes of this contiguous tensor with those of a contiguous one of the same dtype, on whatever devices. Not
+  // recorded.
+  void overwrite(const Tensor& from) const;
+
   bool requires_grad() const { return p_->requires_grad; }
   void set_requires_grad(bool on) const;  // leaves of a floating dtype only
   bool tracked() const { return p_ && (p_->requires_grad || p_->node); }

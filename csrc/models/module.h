@@ -56,6 +56,7 @@ struct BuildOptions {
   uint64_t seed = 0;
   DType dtype = DType::f32;
   Quantization quantization = {};
+  Device device = Device::cpu;  // where the parameters lie; their starting values are the same bits everywhere
 };
 
 // All parameters of one model, in the order of their creation. Owned by the model and its root scope.
@@ -86,6 +87,7 @@ class ParameterStore {
   Parameter* find_quantized(const std::string& name);
 
   DType dtype() const { return build_.dtype; }
+  Device device() const { return build_.device; }
   void check_quantization() const;  // throws ConfigError for a pattern that matched nothing
 
  private:
@@ -244,6 +246,7 @@ struct RegisterModel {
 };
 // Throws ConfigError for an unknown kind. `trainable` starts true for every floating parameter that is no buffer. The key `quantization` of
 // any model's configuration says which weights lie in few bits.
-std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype);
+std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype,
+                                    Device device = Device::cpu);
 
 }  // namespace deem

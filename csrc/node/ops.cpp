@@ -18,7 +18,9 @@ Tensor quantized_linear_op(const Tensor& x, const Tensor& packed, int64_t bits, 
                            const MaybeTensor& bias) {
   return quantized_linear(x, packed, bits, group, symmetric, bias);
 }
-Tensor full(const Shape& shape, double value, DType dtype) { return Tensor::full(shape, value, dtype); }
+Tensor full(const Shape& shape, double value, DType dtype, Device device) {
+  return Tensor::full(shape, value, dtype, device);
+}
 
 }  // namespace
 
@@ -93,6 +95,7 @@ void init_ops(Napi::Env env, Napi::Object exports) {
   OP("padRows", pad_rows);
   OP("gatherRows", gather_rows);
   OP("contiguous", contiguous);
+  OP("toDevice", to_device);
   OP("randn", randn);
   OP("rand", deem::rand);
   OP("randint", randint);
