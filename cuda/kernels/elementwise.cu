@@ -39,9 +39,6 @@ DEEM_UNARY_TABLE(ROW)
 DEEM_BINARY_TABLE(ROW)
 #undef ROW
 
-template <class T>
-constexpr int kVector = 16 / sizeof(T);
-
 // ---- one input ----------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -70,7 +67,7 @@ struct UnaryWalk {
 
 void unary(const UnaryArgs& a) {
   dispatch(a.dtype, "unary", [&]<class T>(T) {
-    constexpr int N = kVector<T>;
+    constexpr int N = kVecWidth<T>;
     const UnaryWalk<T> f{a.op, static_cast<const T*>(a.x), static_cast<T*>(a.y), a.s, a.t};
     for_flat<N>(f, a.n, is_aligned<N>(f.x) && is_aligned<N>(f.y));
   });
@@ -103,7 +100,7 @@ struct UnaryBackwardWalk {
 
 void unary_backward(const UnaryBackwardArgs& a) {
   dispatch(a.dtype, "unary_backward", [&]<class T>(T) {
-    constexpr int N = kVector<T>;
+    constexpr int N = kVecWidth<T>;
     const UnaryBackwardWalk<T> f{a.op, static_cast<const T*>(a.dy), static_cast<const T*>(a.kept), static_cast<T*>(a.dx),
                                  a.s, a.t};
     for_flat<N>(f, a.n, is_aligned<N>(f.dy) && is_aligned<N>(f.kept) && is_aligned<N>(f.dx));
@@ -166,7 +163,7 @@ struct BinaryWalk {
 
 template <class T>
 void binary_as(const BinaryArgs& a) {
-  constexpr int N = kVector<T>;
+  constexpr int N = kVecWidth<T>;
   const int last = a.axes.ndim - 1;
   const BinaryWalk<T> f{a.op,
                         static_cast<T*>(a.y),
@@ -208,7 +205,7 @@ struct WhereWalk {
 
 template <class U>
 void where_as(const WhereArgs& w) {
-  constexpr int N = sizeof(U) == 1 ? 8 : kVector<U>;
+  constexpr int N = sizeof(U) == 1 ? 8 : kVecWidth<U>;
   const int last = w.axes.ndim - 1;
   const WhereWalk<U> f{static_cast<U*>(w.y),
                        w.mask,
