@@ -2,10 +2,8 @@
 // a ring of cp.async stages brings to shared memory, one barrier a slice. Operands keep the order they lie in: ldmatrix, plain or
 // transposing, makes the fragments, and an exclusive or of chunk and line numbers keeps its eight rows on different banks.
 #pragma once
-#include <algorithm>
-
 #include "cuda/device.cuh"
-#include "cuda/gemm.h"
+#include "cuda/gemm_place.cuh"
 #include "cuda/ptx.cuh"
 #include "cuda/runtime.h"
 #include "cuda/vec.cuh"
@@ -22,6 +20,7 @@ struct MmaTile {
   static constexpr int kThreads = M / WarpM * (N / WarpN) * 32;
   static constexpr int kStageElements = (M + N) * Depth;
   static constexpr int kSharedBytes = kStageElements * Stages * 2;
+  static constexpr GemmTile sizes() { return {M, N, Depth}; }
 };
 
 // A slice of one operand in shared memory: `Rows` rows of a (columns of b) times `Depth`, in lines as in global memory.
@@ -30,7 +29,7 @@ struct Slice {
   static constexpr int kLine = AlongK ? Depth : Rows, kLines = AlongK ? Rows : Depth, kChunks = kLine / kChunk;
   static_assert(kChunks == 4 || kChunks == 8 || kChunks == 16);
   // Lines of 64 bytes share a set of banks in pairs.
-  __device__ static int at(int line, int chunk) {
+  DEEM_DEVICE static int at(int line, int chunk) {
     return line * kLine + (chunk ^ (kChunks == 4 ? line >> 1 & 3 : line & 7)) * kChunk;
   }
 };
@@ -44,7 +43,7 @@ struct SliceLoader {
   int64_t stride, rows_left, k_left;  // rows and k from this thread's first element to the end
   int to, width;
 
-  __device__ SliceLoader(const GemmSide& side, int64_t batch, int64_t row, int64_t rows, int64_t k, int64_t k_end) {
+  DEEM_DEVICE SliceLoader(const GemmSide& side, int64_t batch, int64_t row, int64_t rows, int64_t k, int64_t k_end) {
     const int line = int(threadIdx.x) / S::kChunks, chunk = int(threadIdx.x) % S::kChunks;
     base = static_cast<const T*>(side.data) + batch * side.step;
     stride = side.stride;
@@ -56,7 +55,7 @@ struct SliceLoader {
     from = base + (AlongK ? first_row * stride + first_k : first_k * stride + first_row);
   }
 
-  __device__ void load(T* slice) const {
+  DEEM_DEVICE void load(T* slice) const {
 #pragma unroll
     for (int i = 0; i < kCount; i++) {
       const int64_t lines_left = (AlongK ? rows_left : k_left) - i * kStep;
@@ -77,23 +76,21 @@ struct SliceLoader {
     }
   }
 
-  __device__ void advance(int depth) {
+  DEEM_DEVICE void advance(int depth) {
     from += AlongK ? depth : depth * stride;
     k_left -= depth;
   }
 };
 
-__device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16) {
+DEEM_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16) {
   mma_bf16(d, a, b);
 }
-__device__ inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half) { mma_f16(d, a, b); }
-__device__ inline uint32_t pack(float low, float high, __nv_bfloat16) { return pack_bf16(low, high); }
-__device__ inline uint32_t pack(float low, float high, __half) { return pack_f16(low, high); }
+DEEM_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half) { mma_f16(d, a, b); }
 
 // Rows row..row + 15 of a, or columns of b, times k..k + 15 of the slice. The four 8x8 matrices come in the order (row, k),
 // (row + 8, k), (row, k + 8), (row + 8, k + 8) for a; (row, k), (row, k + 8), (row + 8, k), (row + 8, k + 8) for b.
 template <class T, class S, bool AlongK, bool IsA>
-__device__ void load_fragment(uint32_t (&r)[4], const T* slice, int row, int k) {
+DEEM_DEVICE void load_fragment(uint32_t (&r)[4], const T* slice, int row, int k) {
   const int lane = int(threadIdx.x) % 32, inner = lane & 7, first = lane >> 3 & 1, second = lane >> 4;
   const int row_8 = IsA ? first : second, k_8 = IsA ? second : first;
   if (AlongK) ldmatrix_x4(r, slice + S::at(row + row_8 * 8 + inner, k / kChunk + k_8));
@@ -101,7 +98,7 @@ __device__ void load_fragment(uint32_t (&r)[4], const T* slice, int row, int k) 
 }
 
 // Registers r[i] of the four lanes of a quad: lane i's register t goes to lane t's register i.
-__device__ inline void transpose_quad(uint32_t (&r)[4]) {
+DEEM_DEVICE void transpose_quad(uint32_t (&r)[4]) {
 #pragma unroll
   for (int s = 1; s <= 2; s *= 2) {
     const bool upper = threadIdx.x & s;
@@ -116,7 +113,7 @@ __device__ inline void transpose_quad(uint32_t (&r)[4]) {
 }
 
 template <class T>
-__device__ void store_chunk(T* c, const uint32_t (&r)[4], int64_t left, bool vector) {
+DEEM_DEVICE void store_chunk(T* c, const uint32_t (&r)[4], int64_t left, bool vector) {
   if (vector && left >= kChunk) {
     *reinterpret_cast<Vec<uint32_t, 4>*>(c) = {{r[0], r[1], r[2], r[3]}};
     return;
@@ -129,7 +126,7 @@ __device__ void store_chunk(T* c, const uint32_t (&r)[4], int64_t left, bool vec
   }
 }
 
-__device__ inline void store_pair(float* c, float first, float second, int64_t left, bool vector) {
+DEEM_DEVICE void store_pair(float* c, float first, float second, int64_t left, bool vector) {
   if (vector && left >= 2) {
     *reinterpret_cast<Vec<float, 2>*>(c) = {{first, second}};
   } else {
@@ -138,21 +135,6 @@ __device__ inline void store_pair(float* c, float first, float second, int64_t l
   }
 }
 
-// A block's place: the tiles of eight rows of tiles are taken column by column, so that what runs together shares operands in L2.
-struct TilePlace {
-  int64_t batch, split, row, col;
-  __device__ TilePlace(const GemmProblem& p, int rows, int cols) {
-    constexpr int64_t kTogether = 8;
-    const int64_t tiles = p.tiles_m * p.tiles_n, item = blockIdx.x / tiles, tile = blockIdx.x % tiles;
-    const int64_t band = tile / (kTogether * p.tiles_n) * kTogether, inside = tile % (kTogether * p.tiles_n);
-    const int64_t height = p.tiles_m - band < kTogether ? p.tiles_m - band : kTogether;
-    batch = item / p.splits;
-    split = item % p.splits;
-    row = (band + inside % height) * rows;
-    col = inside / height * cols;
-  }
-};
-
 template <class T, class Tile, bool ACols, bool BCols, bool Wide>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) mma_gemm(GemmProblem p) {
   constexpr int kRowTiles = Tile::kWarpM / 16, kColTiles = Tile::kWarpN / 8, kStages = Tile::kStages;
@@ -160,12 +142,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) mma_gemm(G
   using SliceB = Slice<Tile::kN, Tile::kDepth, BCols>;
   DEEM_SHARED_DYN(T, shared);
   const TilePlace place(p, Tile::kM, Tile::kN);
-  const int64_t k_begin = place.split * p.k_split, k_end = k_begin + p.k_split < p.k ? k_begin + p.k_split : p.k;
-  const int slices = int((k_end - k_begin + Tile::kDepth - 1) / Tile::kDepth);
-  SliceLoader<T, SliceA, Tile::kThreads, ACols, Wide> load_a(p.a, place.batch, place.row, p.m, k_begin, k_end);
-  SliceLoader<T, SliceB, Tile::kThreads, BCols, Wide> load_b(p.b, place.batch, place.col, p.n, k_begin, k_end);
+  const DepthRange range(p, place.split, Tile::kDepth);
+  SliceLoader<T, SliceA, Tile::kThreads, ACols, Wide> load_a(p.a, place.batch, place.row, p.m, range.begin, range.end);
+  SliceLoader<T, SliceB, Tile::kThreads, BCols, Wide> load_b(p.b, place.batch, place.col, p.n, range.begin, range.end);
   auto bring = [&](int slice) {
-    if (slice < slices) {
+    if (slice < range.slices) {
       T* stage = shared + slice % kStages * Tile::kStageElements;
       load_a.load(stage);
       load_b.load(stage + Tile::kM * Tile::kDepth);
@@ -180,7 +161,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) mma_gemm(G
   const int warp_row = warp % (Tile::kM / Tile::kWarpM) * Tile::kWarpM;
   const int warp_col = warp / (Tile::kM / Tile::kWarpM) * Tile::kWarpN;
   float sum[kRowTiles][kColTiles][4] = {};
-  for (int s = 0; s < slices; s++) {
+  for (int s = 0; s < range.slices; s++) {
     cp_async_wait<kStages - 2>();
     __syncthreads();  // slice s is there for all, and nobody reads the stage that is filled next
     bring(s + kStages - 1);
@@ -228,7 +209,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) mma_gemm(G
     float* c = parts ? p.partial + (place.split * p.batch + place.batch) * p.m * p.n
                      : static_cast<float*>(p.c) + place.batch * p.c_step;
     const int64_t stride = parts ? p.n : p.c_stride;
-    const bool vector = parts ? p.n % 2 == 0 : p.c_vector;
+    const bool vector = parts ? p.n % 2 == 0 : p.c_vector;  // of two columns, the first one even
 #pragma unroll
     for (int i = 0; i < kRowTiles; i++)
 #pragma unroll
@@ -252,7 +233,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) mma_gemm(G
       for (int j = 0; j < kColTiles; j += 4) {
         uint32_t r[4];
 #pragma unroll
-        for (int e = 0; e < 4; e++) r[e] = pack(sum[i][j + e][half * 2], sum[i][j + e][half * 2 + 1], T{});
+        for (int e = 0; e < 4; e++) r[e] = pack<T>(sum[i][j + e][half * 2], sum[i][j + e][half * 2 + 1]);
         transpose_quad(r);
         const int64_t row = first_row + i * 16 + half * 8, col = first_col + (j + t) * 8;
         if (row < p.m && col < p.n) store_chunk(c + row * p.c_stride + col, r, p.n - col, p.c_vector);
@@ -264,13 +245,15 @@ using LargeMma = MmaTile<128, 128, 32, 64, 64, 4, 2>;
 using TallMma = MmaTile<128, 64, 32, 64, 32, 4, 3>;
 using SmallMma = MmaTile<64, 64, 64, 32, 32, 3, 3>;
 
+// Chunks that may not be copied whole cost so much more than multiplying that the tall tile has no kernels for them.
 template <class T, class Tile, bool ACols, bool BCols>
 void launch_mma(const GemmProblem& p) {
   const dim3 grid(unsigned(p.tiles_m * p.tiles_n * p.batch * p.splits));
-  if (p.a.width == 16 && p.b.width == 16)
-    DEEM_LAUNCH((mma_gemm<T, Tile, ACols, BCols, true>), grid, dim3(Tile::kThreads), Tile::kSharedBytes, stream(), p);
-  else
-    DEEM_LAUNCH((mma_gemm<T, Tile, ACols, BCols, false>), grid, dim3(Tile::kThreads), Tile::kSharedBytes, stream(), p);
+  if constexpr (!std::is_same_v<Tile, TallMma>)
+    if (p.a.width != 16 || p.b.width != 16)
+      return DEEM_LAUNCH((mma_gemm<T, Tile, ACols, BCols, false>), grid, dim3(Tile::kThreads), Tile::kSharedBytes,
+                         stream(), p);
+  DEEM_LAUNCH((mma_gemm<T, Tile, ACols, BCols, true>), grid, dim3(Tile::kThreads), Tile::kSharedBytes, stream(), p);
 }
 
 template <class T, class Tile>
@@ -287,14 +270,13 @@ void launch_mma_layout(const GemmProblem& p) {
 // p's tiles are planned here; partial sums, where there are any, lie in scratch memory until they are added up.
 template <class T>
 void mma_product(GemmProblem p, DType dtype) {
-  constexpr GemmTile kTiles[] = {{LargeMma::kM, LargeMma::kN, LargeMma::kDepth},
-                                 {TallMma::kM, TallMma::kN, TallMma::kDepth},
-                                 {SmallMma::kM, SmallMma::kN, SmallMma::kDepth}};
-  const int tile = plan_tiles(p, kTiles, 3, sm_count());
+  const bool wide = p.a.width == 16 && p.b.width == 16;
+  const GemmTile large = LargeMma::sizes(), tall = TallMma::sizes(), small = SmallMma::sizes();
+  const int tile = wide ? plan_tiles(p, {large, tall, small}) : plan_tiles(p, {large, small});
   Scratch<float> partial(p.splits > 1 ? p.splits * p.batch * p.m * p.n : 0);
   p.partial = partial.data();
   if (tile == 0) launch_mma_layout<T, LargeMma>(p);
-  else if (tile == 1) launch_mma_layout<T, TallMma>(p);
+  else if (tile == 1 && wide) launch_mma_layout<T, TallMma>(p);
   else launch_mma_layout<T, SmallMma>(p);
   if (p.splits > 1) sum_splits(p, dtype);
 }
