@@ -305,6 +305,14 @@ std::string nearest_name(const std::string& name, const std::vector<std::string>
 
 // ---- models ------------------------------------------------------------------------------------------------------------
 
+TensorMap placed(const ParameterStore& params, const TensorMap& inputs) {
+  if (params.list().empty()) return inputs;
+  Device device = params.list().front().value.device();
+  TensorMap out;
+  for (auto& [name, t] : inputs) out.emplace(name, to_device(t, is_float(t.dtype()) ? device : Device::cpu));
+  return out;
+}
+
 const Tensor& input(const TensorMap& inputs, const std::string& name) {
   auto it = inputs.find(name);
   if (it != inputs.end()) return it->second;

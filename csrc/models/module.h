@@ -71,6 +71,7 @@ class ParameterStore {
   void alias(const std::string& name, const std::string& target);  // a second published name of one tensor
 
   std::vector<Parameter>& list() { return list_; }
+  const std::vector<Parameter>& list() const { return list_; }
   const std::vector<std::pair<std::string, std::string>>& aliases() const { return aliases_; }
   Parameter* find(const std::string& name);  // aliases too; null if absent
   Parameter& at(const std::string& name);    // throws WeightsError naming the nearest known name
@@ -226,6 +227,10 @@ struct Model {
   virtual std::unique_ptr<Model> open(const std::string& kind, const TensorMap& inputs, const Json& options,
                                       const std::shared_ptr<Model>& self);
 };
+
+// Inputs where a model with parameters wants them: floats on their device (recorded), all else on the host. Whoever calls a model or
+// opens a session of it does this first.
+TensorMap placed(const ParameterStore& params, const TensorMap& inputs);
 
 // Inputs by name with a typed error when absent.
 const Tensor& input(const TensorMap& inputs, const std::string& name);

@@ -42,7 +42,8 @@ TextSession::TextSession(std::shared_ptr<Deem> deem, const TensorMap& inputs, co
 }
 
 // Reads prompts, or more of them.
-void TextSession::feed(const TensorMap& inputs, bool first) {
+void TextSession::feed(const TensorMap& given, bool first) {
+  TensorMap inputs = placed(deem_->params, given);
   const Tensor& ids = input(inputs, "text_ids");
   check<ShapeError>(ids.ndim() == 2 && ids.size(1) > 0,
                     "[text] text_ids must be rows of at least one id but have shape ", ids.shape());
@@ -98,7 +99,7 @@ void TextSession::feed(const TensorMap& inputs, bool first) {
 void TextSession::look(const Tensor& hidden) {
   int64_t last = hidden.size(1);
   Tensor logits = cast(deem_->head_(slice(hidden, 1, last - 1, last)), DType::f32);
-  logits_ = contiguous(reshape(logits, {logits.size(0), logits.size(2)}));
+  logits_ = contiguous(reshape(logits, {logits.size(0), logits.size(2)})).to(Device::cpu);
 }
 
 // States of new text [R, n, C] with its keep [R, n].
@@ -229,7 +230,7 @@ TensorMap TextSession::beam(const TensorMap& inputs, const Json& options) {
   o.finish();
   check<ConfigError>(rows() % beams == 0, "config 'beam.beams' must divide the ", rows(), " rows but is ", beams);
   check<ConfigError>(count <= beams * width, "config 'beam.count' must be at most ", beams * width, " but is ", count);
-  Tensor totals = contiguous(input(inputs, "totals"));
+  Tensor totals = contiguous(input(inputs, "totals").to(Device::cpu));
   check<ShapeError>(totals.shape() == Shape{rows()}, "[text] totals must be [", rows(), "] but has shape ",
                     totals.shape());
   check<DTypeError>(totals.dtype() == DType::f32, "[text] totals must be f32 but is ", totals.dtype());
@@ -267,8 +268,9 @@ TensorMap TextSession::score(const TensorMap& inputs) {
   Tensor out = Tensor::empty({rows(), n}), logits;
   if (n > 1) {
     Tensor embeds = embedding(deem_->llm_.embed_tokens, slice(ids, 1, 0, n - 1));
-    logits = peek(embeds, slice(keep, 1, 0, n - 1),
-                  [this](const Tensor& hidden) { return contiguous(cast(deem_->head_(hidden), DType::f32)); });
+    logits = peek(embeds, slice(keep, 1, 0, n - 1), [this](const Tensor& hidden) {
+      return contiguous(cast(deem_->head_(hidden), DType::f32)).to(Device::cpu);
+    });
   }
   for (int64_t r = 0; r < rows(); r++)
     for (int64_t i = 0; i < n; i++) {
@@ -336,7 +338,7 @@ Conditions TextSession::painting() {
   Tensors maps;
   for (const Tensors& level : levels)
     maps.push_back(most > 0 ? gather_rows(cat(level, 0), index)
-                            : Tensor::zeros({n, 0, 1, 1, d.c_.image_embed_dim}, hidden.dtype()));
+                            : Tensor::zeros({n, 0, 1, 1, d.c_.image_embed_dim}, hidden.dtype(), hidden.device()));
   Tensor states = reshape(hidden, {n * (length + 1), d.c_.llm.hidden_size});
   return {d.read_context(states, contexts, {}).cond, d.neg_prompt_embeds_,
           MmfsInputs{&d.visual_.encoder.mmfs, maps, mask}};

@@ -1,5 +1,6 @@
 // Text being written after interleaved prompts: the cache, the scores of what comes next, and the ways to go on.
-// R rows (prompts times copies), V ids, N images of a row.
+// R rows (prompts times copies), V ids, N images of a row. Cache and maps are on the model's device; ids, what is kept and seen, and
+// the scores that choices are made from are on the host.
 #pragma once
 #include "models/deem.h"
 
@@ -47,7 +48,7 @@ class TextSession : public Model {
   LlamaState state_;
   Tensor keep_;                             // [R, length] i64
   Tensor visibility_;                       // [R, 1, N]: what the last position may look at
-  Tensor logits_;                           // [R, V] f32; undefined after a truncation
+  Tensor logits_;                           // [R, V] f32 on the host; undefined after a truncation
   std::vector<std::vector<int64_t>> held_;  // text ids of each row, in order
   int64_t fixed_ = 0;                       // positions that cannot be taken back
   // Of each row the pictures that the next one may look at, nearest last; their maps [1, h, w, D].

@@ -170,7 +170,8 @@ Tensor Unet::forward(const Tensor& sample, const Tensor& timesteps, const Tensor
       "[unet] context must be [", sample.size(0), ", T, ", config.cross_attention_dim, "] but has shape ",
       context.shape());
   DType dtype = conv_in.weight.dtype();
-  Tensor embedding = cast(timestep_embedding(timesteps, config.block_out_channels[0]), dtype);
+  Tensor table = timestep_embedding(timesteps, config.block_out_channels[0]).to(sample.device());
+  Tensor embedding = cast(table, dtype);
   Tensor time = silu(time2(time1(embedding, Activation::silu))), words = cast(context, dtype);
 
   // One resnet with its attention; a block of a checkpoint.
@@ -254,7 +255,7 @@ struct UnetModel : Model {
       const Tensor& latent = input(inputs, "latent");
       auto given_noise = optional_input(inputs, "noise"), given_t = optional_input(inputs, "timesteps");
       int64_t seed = int64_t(rng_state().seed);
-      Tensor eps = given_noise ? *given_noise : randn(latent.shape(), seed, int64_t(take_stream()));
+      Tensor eps = given_noise ? *given_noise : randn(latent.shape(), seed, int64_t(take_stream()), latent.device());
       Tensor t = given_t ? *given_t : randint({latent.size(0)}, 0, noise().steps(), seed, int64_t(take_stream()));
       Tensor noisy = noise().add_noise(latent, eps, t), target = noise().target(latent, eps, t, kind);
       Tensor pred = unet->forward(noisy, t, context, mmfs, checkpointed);
@@ -271,7 +272,7 @@ struct UnetModel : Model {
         poll_cancel();
         Tensor y = guided(sampler.scale_input(x, i), sampler.timesteps()[size_t(i)]);
         MaybeTensor noise;
-        if (sampler.draws(i)) noise = randn(x.shape(), int64_t(rng_state().seed), int64_t(take_stream()));
+        if (sampler.draws(i)) noise = randn(x.shape(), int64_t(rng_state().seed), int64_t(take_stream()), x.device());
         x = sampler.step(x, y, i, noise);
         report_progress(i + 1, sampler.evaluations());
       }

@@ -77,7 +77,7 @@ Napi::Value JsModel::open(const Napi::CallbackInfo& info) {
     Json options = json_from_js(info[2], "open");
     return model_task(info.Env(), [=]() -> std::shared_ptr<Model> {
       GradMode off(false);
-      return m->open(kind, inputs, options, m);
+      return m->open(kind, placed(m->params, inputs), options, m);
     });
   });
 }
@@ -297,7 +297,7 @@ Napi::Value JsModel::call(const Napi::CallbackInfo& info) {
         [=] {
           GradMode mode(grad);
           RngScope draws(seed, step);
-          *outputs = m->call(method, inputs, options);
+          *outputs = m->call(method, placed(m->params, inputs), options);
           // A copy: what was given may be memory that later calls write to.
           for (auto& [name, t] : *outputs)
             if (as_data) t = host_copy(t);
