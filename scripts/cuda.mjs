@@ -34,7 +34,7 @@ function build(arch, settings) {
   return archs
 }
 
-/** What ptxas said of the kernels: rows of [kernel, arch, registers, shared bytes, spilled bytes]. */
+/** What ptxas said of the kernels: rows of {name, arch, registers, smem, stack, spilled}, the last three in bytes. */
 function kernels() {
   const rows = []
   const folder = join(out, 'cuda/CMakeFiles/deem_cuda.dir')
@@ -42,12 +42,13 @@ function kernels() {
     if (!entry.endsWith('.ptxas')) continue
     let name = ''
     let arch = ''
+    let stack = 0
     let spilled = 0
     for (const line of readFileSync(join(folder, entry), 'utf8').split('\n')) {
       const compiling = /Compiling entry function '(\S+)' for '(sm_\w+)'/.exec(line)
       if (compiling) [, name, arch] = compiling
       const frame = /(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads/.exec(line)
-      if (frame) spilled = Number(frame[2]) + Number(frame[3])
+      if (frame) [stack, spilled] = [Number(frame[1]), Number(frame[2]) + Number(frame[3])]
       const used = /Used (\d+) registers/.exec(line)
       if (used)
         rows.push({
@@ -55,6 +56,7 @@ function kernels() {
           arch,
           registers: Number(used[1]),
           smem: Number(/(\d+) bytes smem/.exec(line)?.[1] ?? 0),
+          stack,
           spilled,
         })
     }
@@ -84,7 +86,9 @@ function report(rows) {
   for (const i of names.map((_, i) => i).sort((a, b) => (short[a] < short[b] ? -1 : 1))) {
     const of = byName.get(names[i])
     const cells = archs.map((a) => String(of.find((r) => r.arch === a)?.registers ?? '-').padStart(5)).join(' ')
-    console.log(`         ${cells}  ${String(Math.max(...of.map((r) => r.smem))).padStart(19)}  ${short[i]}`)
+    const stack = Math.max(...of.map((r) => r.stack))
+    const local = stack > 0 ? `  (${stack} bytes in local memory)` : ''
+    console.log(`         ${cells}  ${String(Math.max(...of.map((r) => r.smem))).padStart(19)}  ${short[i]}${local}`)
     for (const r of of) if (r.spilled > 0) problems.push(`${short[i]} spills ${r.spilled} bytes on ${r.arch}`)
   }
   console.log(`${names.length} kernels for ${archs.length} architectures, ${problems.length} of them spill`)
