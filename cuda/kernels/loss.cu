@@ -75,6 +75,7 @@ template <class T, int WARPS>
 __global__ void __launch_bounds__(WARPS == 1 ? 128 : WARPS * 32) cross_entropy_gradient(CrossEntropyBackwardArgs a) {
   using L = RowLayout<WARPS, kVecWidth<T>, 1>;
   constexpr int V = L::kV;
+  const float scale = a.kept ? float(double(*a.dy) / double(a.kept)) : 0.0f;
   for (int64_t row = int64_t(blockIdx.x) * L::kRows + L::place(); row < a.rows; row += int64_t(gridDim.x) * L::kRows) {
     const T* x = static_cast<const T*>(a.logits) + row * a.cols;
     T* dx = static_cast<T*>(a.dlogits) + row * a.cols;
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : WARPS * 32) cross_entropy_g
     for (int64_t i = L::lane(); i < ends.head + a.cols - ends.tail; i += L::kThreads) {
       const int64_t c = i < ends.head ? i : i - ends.head + ends.tail;
       const float p = expf(to_float(x[c]) - lse);
-      dx[c] = from_float<T>(kept ? (c == label ? p - 1.0f : p) * a.scale : 0.0f);
+      dx[c] = from_float<T>(kept ? (c == label ? p - 1.0f : p) * scale : 0.0f);
     }
 #pragma unroll 4
     for (int64_t c = ends.head + L::lane() * V; c < ends.tail; c += L::kThreads * V) {
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : WARPS * 32) cross_entropy_g
 #pragma unroll
         for (int i = 0; i < V; i++) {
           const float p = expf(v[i] - lse);
-          v[i] = (c + i == label ? p - 1.0f : p) * a.scale;
+          v[i] = (c + i == label ? p - 1.0f : p) * scale;
         }
       }
       store_float(dx + c, v);
