@@ -46,7 +46,8 @@ static __global__ void __launch_bounds__(kColumnLanes* kColumnLines)
   const int lane = threadIdx.x, line = threadIdx.y;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t part = item / tiles, o = part / plan.splits, first = (part - o * plan.splits) * plan.split_rows;
-    const int64_t column = ((item - part * tiles) * kColumnLanes + lane) * V, n = smaller(plan.split_rows, rows - first);
+    const int64_t column = ((item - part * tiles) * kColumnLanes + lane) * V,
+                  n = smaller(plan.split_rows, rows - first);
     const T* from = x + (o * rows + first) * inner + column;
     Acc sum[V] = {};
     if (column < inner) {
@@ -146,16 +147,16 @@ void sum_middle(const T* x, const SumOutput& out, int64_t outer, int64_t rows, i
   const dim3 block(kColumnLanes, kColumnLines);
   if (narrow) {
     const int64_t items = outer * plan.splits;
-    DEEM_LAUNCH((sum_narrow<Acc, T>), sum_grid(items), dim3(kWalkThreads), 0, stream(), x, out, partial, rows, int(inner),
-                plan, items);
+    DEEM_LAUNCH((sum_narrow<Acc, T>), sum_grid(items), dim3(kWalkThreads), 0, stream(), x, out, partial, rows,
+                int(inner), plan, items);
   } else if (inner % V == 0 && inner >= kColumnLanes * V && is_aligned<V>(x)) {
     const int64_t tiles = (inner + kColumnLanes * V - 1) / (kColumnLanes * V), items = outer * plan.splits * tiles;
-    DEEM_LAUNCH((sum_columns<Acc, T, V>), sum_grid(items), block, 0, stream(), x, out, partial, rows, inner, plan, tiles,
-                items);
+    DEEM_LAUNCH((sum_columns<Acc, T, V>), sum_grid(items), block, 0, stream(), x, out, partial, rows, inner, plan,
+                tiles, items);
   } else {
     const int64_t tiles = (inner + kColumnLanes - 1) / kColumnLanes, items = outer * plan.splits * tiles;
-    DEEM_LAUNCH((sum_columns<Acc, T, 1>), sum_grid(items), block, 0, stream(), x, out, partial, rows, inner, plan, tiles,
-                items);
+    DEEM_LAUNCH((sum_columns<Acc, T, 1>), sum_grid(items), block, 0, stream(), x, out, partial, rows, inner, plan,
+                tiles, items);
   }
   if (partial) add_parts<Acc>(partial, out, outer, plan.splits, inner);
 }

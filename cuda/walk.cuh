@@ -122,16 +122,17 @@ void for_rows(const F& f, int64_t rows, int64_t cols, bool vector) {
   if (rows <= 0 || cols <= 0) return;
   const int64_t packs = vector ? (cols + N - 1) / N : cols, items = rows * packs;
   const Divider divider(packs, items);
-  if (vector) DEEM_LAUNCH((walk_rows<N, F>), walk_grid(items), dim3(kWalkThreads), 0, stream(), f, items, cols, divider);
+  if (vector)
+    DEEM_LAUNCH((walk_rows<N, F>), walk_grid(items), dim3(kWalkThreads), 0, stream(), f, items, cols, divider);
   else DEEM_LAUNCH((walk_rows<1, F>), walk_grid(items), dim3(kWalkThreads), 0, stream(), f, items, cols, divider);
 }
 
 // ---- strided operands: at<N>(offsets of the operands, count) ------------------------------------------------------
 
 template <int K>
-struct Axes {            // innermost first
-  int ndim;              // at least 1
-  int64_t items, inner;  // packs in all; elements of the innermost axis
+struct Axes {               // innermost first
+  int ndim;                 // at least 1
+  int64_t items, inner;     // packs in all; elements of the innermost axis
   Divider sizes[kMaxDims];  // in packs for the innermost one
   int64_t strides[K][kMaxDims];
 };

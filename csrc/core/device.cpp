@@ -1,7 +1,9 @@
 // Devices by name, and the CPU's own table: memory is the process's, nothing is queued.
 #include <unistd.h>
 
+#include <atomic>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
 
 #include "core/device_api.h"
@@ -13,7 +15,15 @@ const char* name_of(Device d) { return d == Device::cpu ? "cpu" : "cuda"; }
 
 Device device_from_name(const std::string& name) {
   if (name == "cpu") return Device::cpu;
-  if (name == "auto") return why_absent(Device::cuda).empty() ? Device::cuda : Device::cpu;
+  if (name == "auto") {
+    if (!why_absent(Device::cuda).empty()) return Device::cpu;
+    try {
+      device_api(Device::cuda).synchronize();  // takes hold of the GPU, which others may keep to themselves
+      return Device::cuda;
+    } catch (const Error&) {
+      return Device::cpu;
+    }
+  }
   if (name == "cuda") {
     device_api(Device::cuda);
     return Device::cuda;
@@ -30,6 +40,18 @@ Device device_from_name(const std::string& name) {
   }
   throw DeviceError("unknown device '" + name + "', known are cpu, cuda, cuda:0 and so on, and auto");
 }
+
+static std::atomic<int> chosen_device{-1};
+
+Device default_device() {
+  if (int d = chosen_device.load(std::memory_order_relaxed); d >= 0) [[likely]]
+    return Device(d);
+  const char* name = std::getenv("DEEM_DEVICE");
+  set_default_device(name && *name ? device_from_name(name) : Device::cpu);
+  return default_device();
+}
+
+void set_default_device(Device d) { chosen_device.store(int(d), std::memory_order_relaxed); }
 
 namespace {
 

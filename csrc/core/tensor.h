@@ -15,6 +15,9 @@ const char* name_of(Device d);
 // cpu; cuda or cuda:1, which loads its plugin and chooses the GPU; auto, which is cuda where that works. Throws DeviceError that says
 // what is unknown or missing.
 Device device_from_name(const std::string& name);
+// Of models and floating tensors where nothing else is said: DEEM_DEVICE, or what was set, else the CPU. Throws as the above.
+Device default_device();
+void set_default_device(Device d);
 
 // Bytes with an owner. `owner` is set when the bytes belong to somebody else (a mapped file, a JavaScript buffer).
 struct Storage {

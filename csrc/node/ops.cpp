@@ -18,8 +18,17 @@ Tensor quantized_linear_op(const Tensor& x, const Tensor& packed, int64_t bits, 
                            const MaybeTensor& bias) {
   return quantized_linear(x, packed, bits, group, symmetric, bias);
 }
-Tensor full(const Shape& shape, double value, DType dtype, Device device) {
-  return Tensor::full(shape, value, dtype, device);
+// full(shape, value, dtype, device)
+Napi::Value full(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    Shape shape = From<Shape>::js(info[0], "full");
+    double value = From<double>::js(info[1], "full");
+    DType dtype = From<DType>::js(info[2], "full");
+    Device device = device_for(info[3], dtype, "full");
+    Tensor t;
+    Engine::get().run_sync([&] { t = Tensor::full(shape, value, dtype, device); });
+    return JsTensor::wrap(info.Env(), t);
+  });
 }
 
 }  // namespace
@@ -101,7 +110,7 @@ void init_ops(Napi::Env env, Napi::Object exports) {
   OP("randint", randint);
   OP("dropout", seeded_dropout);
   OP("dropPath", seeded_drop_path);
-  OP("full", full);
+  ops.Set("full", Napi::Function::New(env, full, "full"));
 #undef OP
   exports.Set("setGradEnabled", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
                 return guarded(info.Env(), [&]() -> Napi::Value {

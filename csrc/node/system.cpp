@@ -6,7 +6,7 @@
 
 namespace deem::node {
 
-// Calls f with the table of the device that a call names, the CPU's if none.
+// Calls f with the table of the device that a call names, the default one if none.
 template <class F>
 static auto on_device(const Napi::CallbackInfo& info, size_t argument, const char* what, F&& f) {
   return guarded(info.Env(), [&] { return f(device_api(From<Device>::js(info[argument], what))); });
@@ -73,6 +73,12 @@ void init_system(Napi::Env env, Napi::Object exports) {
   set("memory", memory);
   set("devices", devices);
   set("synchronize", synchronize);
+  set("defaultDevice", [](const Napi::CallbackInfo& info) -> Napi::Value {
+    return guarded(info.Env(), [&] { return Napi::String::New(info.Env(), name_of(default_device())); });
+  });
+  set("setDefaultDevice", [](const Napi::CallbackInfo& info) {
+    guarded(info.Env(), [&] { set_default_device(device_from_name(From<std::string>::js(info[0], "device"))); });
+  });
   set("resetPeakMemory", [](const Napi::CallbackInfo& info) {
     on_device(info, 0, "resetPeakMemory", [](const DeviceApi& api) { api.reset_peak_memory(); });
   });

@@ -174,7 +174,7 @@ static Napi::Value make_tensor(const Napi::CallbackInfo& info) {
     auto array = info[0].As<Napi::TypedArray>();
     Shape shape = From<Shape>::js(info[1], "tensor");
     DType dtype = From<DType>::js(info[2], "tensor");
-    Device device = From<Device>::js(info[3], "tensor");
+    Device device = device_for(info[3], dtype, "tensor");
     napi_typedarray_type type = array.TypedArrayType();
     bool fits = false;
     switch (dtype) {

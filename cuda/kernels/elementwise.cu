@@ -16,15 +16,15 @@ __device__ inline float sqrt(float x) { return sqrtf(x); }
 __device__ inline float abs(float x) { return fabsf(x); }
 __device__ inline float tanh(float x) { return tanhf(x); }
 
-#define ROW(name, keeps, VALUE, DERIVATIVE)                                                                         \
-  struct name##_row {                                                                                               \
-    __device__ static float value([[maybe_unused]] float x, [[maybe_unused]] float s, [[maybe_unused]] float t) {   \
-      return VALUE;                                                                                                 \
-    }                                                                                                               \
+#define ROW(name, keeps, VALUE, DERIVATIVE)                                                                          \
+  struct name##_row {                                                                                                \
+    __device__ static float value([[maybe_unused]] float x, [[maybe_unused]] float s, [[maybe_unused]] float t) {    \
+      return VALUE;                                                                                                  \
+    }                                                                                                                \
     __device__ static float derivative([[maybe_unused]] float x, [[maybe_unused]] float y, [[maybe_unused]] float s, \
-                                       [[maybe_unused]] float t) {                                                  \
-      return DERIVATIVE;                                                                                            \
-    }                                                                                                               \
+                                       [[maybe_unused]] float t) {                                                   \
+      return DERIVATIVE;                                                                                             \
+    }                                                                                                                \
   };
 DEEM_UNARY_TABLE(ROW)
 #undef ROW
@@ -101,8 +101,8 @@ struct UnaryBackwardWalk {
 void unary_backward(const UnaryBackwardArgs& a) {
   dispatch(a.dtype, "unary_backward", [&]<class T>(T) {
     constexpr int N = kVecWidth<T>;
-    const UnaryBackwardWalk<T> f{a.op, static_cast<const T*>(a.dy), static_cast<const T*>(a.kept), static_cast<T*>(a.dx),
-                                 a.s, a.t};
+    const UnaryBackwardWalk<T> f{
+        a.op, static_cast<const T*>(a.dy), static_cast<const T*>(a.kept), static_cast<T*>(a.dx), a.s, a.t};
     for_flat<N>(f, a.n, is_aligned<N>(f.dy) && is_aligned<N>(f.kept) && is_aligned<N>(f.dx));
   });
 }
@@ -171,7 +171,8 @@ void binary_as(const BinaryArgs& a) {
                         static_cast<const T*>(a.b),
                         a.axes.strides[1][last] != 0,
                         a.axes.strides[2][last] != 0};
-  for_strided<N>(f, a.axes, packs_fit<N>(a.axes, 0, f.y) && packs_fit<N>(a.axes, 1, f.a) && packs_fit<N>(a.axes, 2, f.b));
+  for_strided<N>(f, a.axes,
+                 packs_fit<N>(a.axes, 0, f.y) && packs_fit<N>(a.axes, 1, f.a) && packs_fit<N>(a.axes, 2, f.b));
 }
 
 void binary(const BinaryArgs& a) {
@@ -207,12 +208,9 @@ template <class U>
 void where_as(const WhereArgs& w) {
   constexpr int N = sizeof(U) == 1 ? 8 : kVecWidth<U>;
   const int last = w.axes.ndim - 1;
-  const WhereWalk<U> f{static_cast<U*>(w.y),
-                       w.mask,
-                       static_cast<const U*>(w.a),
-                       static_cast<const U*>(w.b),
-                       w.axes.strides[1][last] != 0,
-                       w.axes.strides[2][last] != 0,
+  const WhereWalk<U> f{static_cast<U*>(w.y),         w.mask,
+                       static_cast<const U*>(w.a),   static_cast<const U*>(w.b),
+                       w.axes.strides[1][last] != 0, w.axes.strides[2][last] != 0,
                        w.axes.strides[3][last] != 0};
   for_strided<N>(f, w.axes,
                  packs_fit<N>(w.axes, 0, f.y) && packs_fit<N>(w.axes, 1, f.mask) && packs_fit<N>(w.axes, 2, f.a) &&

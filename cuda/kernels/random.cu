@@ -52,8 +52,9 @@ __device__ inline float log_of(float x) {
 __device__ inline void sin_cos_turns(float u, float& sine, float& cosine) {
   const int32_t q = int32_t(fmaf(u, 4.0f, 0.5f));
   const float r = fmaf(u, 4.0f, -float(q)), s = r * r;
-  const float sn = r * fmaf(s, fmaf(s, fmaf(s, fmaf(s, 1.582067422e-4f, -4.681266476e-3f), 7.969258276e-2f), -6.459640961e-1f),
-                            1.570796327f);
+  const float sn =
+      r * fmaf(s, fmaf(s, fmaf(s, fmaf(s, 1.582067422e-4f, -4.681266476e-3f), 7.969258276e-2f), -6.459640961e-1f),
+               1.570796327f);
   const float cs =
       fmaf(s, fmaf(s, fmaf(s, fmaf(s, 9.040216707e-4f, -2.086028851e-2f), 2.536692440e-1f), -1.233700543f), 1.0f);
   const bool odd = q & 1;
@@ -141,7 +142,8 @@ struct DropoutWalk {
 template <int N, class F>
 __global__ void __launch_bounds__(kWalkThreads) walk_draws(F f, int64_t n, bool vector) {
   const int64_t packs = (n + N - 1) / N;
-  for (int64_t p = walk_begin(); p < packs; p += walk_step()) f.template at<N>(p, smaller<int64_t>(N, n - p * N), vector);
+  for (int64_t p = walk_begin(); p < packs; p += walk_step())
+    f.template at<N>(p, smaller<int64_t>(N, n - p * N), vector);
 }
 
 // N elements a thread, whether or not these can be stored as one vector.

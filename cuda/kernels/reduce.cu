@@ -81,7 +81,8 @@ __global__ void __launch_bounds__(kThreads)
     sum_long(const T* x, SumOutput out, double* partial, int64_t rows, SumPlan plan, int64_t items) {
   constexpr int kGroups = kThreads / LANES;
   const int lane = threadIdx.x % LANES;
-  for (int64_t item = int64_t(blockIdx.x) * kGroups + threadIdx.x / LANES; item < items; item += int64_t(gridDim.x) * kGroups) {
+  for (int64_t item = int64_t(blockIdx.x) * kGroups + threadIdx.x / LANES; item < items;
+       item += int64_t(gridDim.x) * kGroups) {
     const int64_t o = item / plan.splits, first = (item - o * plan.splits) * plan.split_rows;
     double sum = sum_run(ValueTerm<T>(x + o * rows + first), smaller(plan.split_rows, rows - first), lane, LANES);
     if constexpr (LANES == 32) sum = warp_sum(sum);
@@ -101,7 +102,8 @@ void sum(const SumArgs& a) {
     const dim3 block(kThreads);
     if (a.rows <= 1024) {
       const SumPlan whole{1, larger<int64_t>(a.rows, 1)};
-      DEEM_LAUNCH((sum_long<T, 32>), sum_grid((a.outer + 7) / 8), block, 0, stream(), x, out, nullptr, a.rows, whole, a.outer);
+      DEEM_LAUNCH((sum_long<T, 32>), sum_grid((a.outer + 7) / 8), block, 0, stream(), x, out, nullptr, a.rows, whole,
+                  a.outer);
       return;
     }
     const SumPlan plan = plan_sum(a.outer, a.rows, 4 * kThreads * kPack);
@@ -116,7 +118,8 @@ void sum(const SumArgs& a) {
 // ---- sum_squares, mse_loss ----------------------------------------------------------------------------------------
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) sum_squares_parts(const T* a, const T* b, double* partial, int64_t n, int64_t part) {
+__global__ void __launch_bounds__(kThreads)
+    sum_squares_parts(const T* a, const T* b, double* partial, int64_t n, int64_t part) {
   const int64_t first = int64_t(blockIdx.x) * part;
   const double sum = block_sum<kThreads>(
       sum_run(SquareTerm<T>(a + first, b ? b + first : nullptr), smaller(part, n - first), threadIdx.x, kThreads));
@@ -135,12 +138,13 @@ __global__ void __launch_bounds__(kThreads)
 
 void sum_squares(const SumSquaresArgs& s) {
   dispatch(s.dtype, "sum_squares", [&]<class T>(T) {
-    const int64_t part = larger<int64_t>(4 * kThreads * kPack, (s.n + kSumBlocks - 1) / kSumBlocks + kPack - 1) / kPack * kPack,
+    const int64_t part = larger<int64_t>(4 * kThreads * kPack, (s.n + kSumBlocks - 1) / kSumBlocks + kPack - 1) /
+                         kPack * kPack,
                   parts = (s.n + part - 1) / part;
     Scratch<double> partial(parts);
     if (parts > 0)
-      DEEM_LAUNCH((sum_squares_parts<T>), dim3(unsigned(parts)), dim3(kThreads), 0, stream(), static_cast<const T*>(s.a),
-                  static_cast<const T*>(s.b), partial.data(), s.n, part);
+      DEEM_LAUNCH((sum_squares_parts<T>), dim3(unsigned(parts)), dim3(kThreads), 0, stream(),
+                  static_cast<const T*>(s.a), static_cast<const T*>(s.b), partial.data(), s.n, part);
     DEEM_LAUNCH(sum_squares_total, dim3(1), dim3(kThreads), 0, stream(), partial.data(), parts, s.sum, s.mean, s.n);
   });
 }
@@ -167,7 +171,8 @@ struct MseBackwardWalk {
 void mse_backward(const MseBackwardArgs& a) {
   dispatch(a.dtype, "mse_loss_backward", [&]<class T>(T) {
     constexpr int N = kVecWidth<T>;
-    const MseBackwardWalk<T> f{static_cast<const T*>(a.x), static_cast<const T*>(a.target), a.dy, static_cast<T*>(a.dx), a.scale};
+    const MseBackwardWalk<T> f{static_cast<const T*>(a.x), static_cast<const T*>(a.target), a.dy, static_cast<T*>(a.dx),
+                               a.scale};
     for_flat<N>(f, a.n, is_aligned<N>(f.x) && is_aligned<N>(f.target) && is_aligned<N>(f.dx));
   });
 }
@@ -233,8 +238,8 @@ __global__ void __launch_bounds__(THREADS) argmax_rows(const T* x, int64_t* y, i
 
 template <class T, int THREADS>
 void launch_argmax(const ArgmaxArgs& a) {
-  DEEM_LAUNCH((argmax_rows<T, THREADS>), sum_grid(a.rows), dim3(THREADS), 0, stream(), static_cast<const T*>(a.x), a.y, a.rows,
-              a.cols);
+  DEEM_LAUNCH((argmax_rows<T, THREADS>), sum_grid(a.rows), dim3(THREADS), 0, stream(), static_cast<const T*>(a.x), a.y,
+              a.rows, a.cols);
 }
 
 void argmax(const ArgmaxArgs& a) {

@@ -78,15 +78,9 @@ void resize_nearest(const ResizeNearestArgs& a) {
   if (places <= 0) return;
   dispatch(a.dtype, "resize_nearest", [&]<class T>(T) {
     constexpr int N = kVecWidth<T>;
-    const NearestWalk<T, backward> f{static_cast<const T*>(a.x),
-                                     static_cast<T*>(a.y),
-                                     a.rows,
-                                     a.columns,
-                                     a.out_height,
-                                     a.out_width,
-                                     a.channels,
-                                     Divider(a.width, places),
-                                     Divider(a.height, places)};
+    const NearestWalk<T, backward> f{
+        static_cast<const T*>(a.x), static_cast<T*>(a.y),     a.rows, a.columns, a.out_height, a.out_width, a.channels,
+        Divider(a.width, places),   Divider(a.height, places)};
     for_rows<N>(f, places, a.channels, a.channels % N == 0 && is_aligned<N>(f.x) && is_aligned<N>(f.y));
   });
 }

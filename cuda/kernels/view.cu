@@ -53,8 +53,8 @@ constexpr int kTile = 32, kTileRows = 8;  // a tile of 32 x 32 elements, by 32 x
 // of x go through shared memory, whose rows are one element longer than they need be: its columns then lie in as many banks.
 template <class U>
 __global__ void __launch_bounds__(kTile* kTileRows)
-    copy_transposed(U* y, const U* x, int64_t y_axis, int64_t x_axis, int64_t y_row, int64_t x_row, int64_t tiles, Divider y_tiles,
-                    Divider x_tiles, Axes<2> outer) {
+    copy_transposed(U* y, const U* x, int64_t y_axis, int64_t x_axis, int64_t y_row, int64_t x_row, int64_t tiles,
+                    Divider y_tiles, Divider x_tiles, Axes<2> outer) {
   DEEM_SHARED(U, tile, kTile * (kTile + 1));
   for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
     int64_t rest = y_tiles.divide(t);
@@ -147,7 +147,8 @@ void gather_rows(const GatherRowsArgs& a) {
   while (bits % uintptr_t(width) != 0) width /= 2;
   dispatch_width(width, [&]<class U>(U) {
     const int64_t cols = a.row_bytes / int64_t(sizeof(U));
-    for_rows<1>(GatherRowsWalk<U>{static_cast<const U*>(a.x), a.index, static_cast<U*>(a.y), cols}, a.count, cols, true);
+    for_rows<1>(GatherRowsWalk<U>{static_cast<const U*>(a.x), a.index, static_cast<U*>(a.y), cols}, a.count, cols,
+                true);
   });
 }
 
@@ -159,8 +160,9 @@ constexpr int kThreads = 256, kIndices = 1024;  // of a round; every thread look
 // lanes of one block, which add what is meant for it in the order of the index. So every sum has its order, and no two threads
 // write to one place. Each block reads the whole index and keeps, in order, what its buckets want.
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads) scatter_rows_buckets(const T* dy, const int64_t* index, float* dx, int64_t count,
-                                                                 int64_t cols, int lanes, int group_bits, int blocks) {
+__global__ void __launch_bounds__(kThreads)
+    scatter_rows_buckets(const T* dy, const int64_t* index, float* dx, int64_t count, int64_t cols, int lanes,
+                         int group_bits, int blocks) {
   constexpr int kEach = kIndices / kThreads, kWarps = kThreads / 32, kAhead = 4;
   DEEM_SHARED(int64_t, target, kIndices);
   DEEM_SHARED(int64_t, source, kIndices);
