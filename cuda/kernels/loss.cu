@@ -8,6 +8,7 @@
 #include "cuda/slot.h"
 
 namespace deem::cuda {
+namespace {
 
 // Elements [0, head) and [tail, cols) of a row are read one by one, those between in packs.
 struct Ends {
@@ -107,11 +108,11 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : WARPS * 32) cross_entropy_g
 constexpr int64_t kNarrow = 1024;  // classes up to which a warp does a row
 constexpr int kWideWarps = 16;
 
-static unsigned blocks_for(int64_t rows, int64_t cols) {
+unsigned blocks_for(int64_t rows, int64_t cols) {
   return unsigned(std::min(cols <= kNarrow ? (rows + 3) / 4 : rows, kMaxGrid));
 }
 
-static void forward(const CrossEntropyArgs& a) {
+void forward(const CrossEntropyArgs& a) {
   if (a.rows == 0) return;
   dispatch(a.dtype, "cross_entropy", [&]<class T>(T) {
     const dim3 grid(blocks_for(a.rows, a.cols));
@@ -120,7 +121,7 @@ static void forward(const CrossEntropyArgs& a) {
   });
 }
 
-static void backward(const CrossEntropyBackwardArgs& a) {
+void backward(const CrossEntropyBackwardArgs& a) {
   if (a.rows == 0) return;
   dispatch(a.dtype, "cross_entropy_backward", [&]<class T>(T) {
     const dim3 grid(blocks_for(a.rows, a.cols));
@@ -128,6 +129,8 @@ static void backward(const CrossEntropyBackwardArgs& a) {
     else DEEM_LAUNCH((cross_entropy_gradient<T, kWideWarps>), grid, dim3(32 * kWideWarps), 0, stream(), a);
   });
 }
+
+}  // namespace
 
 DEEM_CUDA_KERNEL("cross_entropy", forward);
 DEEM_CUDA_KERNEL("cross_entropy_backward", backward);
