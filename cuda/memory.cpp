@@ -1,7 +1,9 @@
 #include "cuda/memory.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -79,6 +81,18 @@ Pool& pool() {
   return *p;
 }
 
+// With DEEM_CUDA_EXACT_BLOCKS=1 every block is of the size asked and none is kept, so that checkers of memory (compute-sanitizer,
+// AddressSanitizer under the emulator) see accesses beyond it.
+bool exact() {
+  static const bool on = [] {
+    const char* set = std::getenv("DEEM_CUDA_EXACT_BLOCKS");
+    return set && std::string_view(set) == "1";
+  }();
+  return on;
+}
+
+size_t size_of_block(size_t bytes) { return exact() ? std::max<size_t>(bytes, 1) : size_class(bytes, kSmallest); }
+
 bool pop(FreeLists& lists, size_t size, Free& out) {
   auto it = lists.find(size);
   if (it == lists.end() || it->second.empty()) return false;
@@ -92,7 +106,7 @@ bool pop(FreeLists& lists, size_t size, Free& out) {
 void* allocate(size_t bytes) {
   check<OutOfMemory>(bytes < (size_t(1) << 48), "cannot allocate ", bytes, " bytes on the GPU");
   ready();
-  size_t size = size_class(bytes, kSmallest);
+  size_t size = size_of_block(bytes);
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
   Free f{nullptr, 0};
@@ -109,7 +123,7 @@ void* allocate(size_t bytes) {
 }
 
 void release(void* block, size_t bytes) noexcept {
-  size_t size = size_class(bytes, kSmallest);
+  size_t size = size_of_block(bytes);
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
   auto it = p.live.find(block);
@@ -120,6 +134,10 @@ void release(void* block, size_t bytes) noexcept {
     Free f{block, next_fence()};
     if (graph) {
       p.graphs[graph][size].push_back(f);
+    } else if (exact()) {
+      cudaFree(block);  // waits for what uses it
+      p.stats.reserved -= size;
+      p.stats.current -= size;
     } else {
       p.free[size].push_back(f);
       p.stats.current -= size;

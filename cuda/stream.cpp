@@ -129,7 +129,11 @@ void forbid_in_capture(const char* what) {
 
 // The event to wait for until fence n has passed; null where it has.
 cudaEvent_t fence_event(State& s, uint64_t n) {
-  while (!s.waiting.empty() && cudaEventQuery(s.waiting.front().event) == cudaSuccess) {
+  while (!s.waiting.empty()) {
+    if (cudaEventQuery(s.waiting.front().event) != cudaSuccess) {
+      (void)cudaGetLastError();  // that it is not ready is no error
+      break;
+    }
     s.passed = s.waiting.front().number;
     s.spare.push_back(s.waiting.front().event);
     s.waiting.pop_front();
