@@ -1,7 +1,8 @@
 // Every operation of the engine: one declaration each, its formula in a line. Unless said otherwise operations take and
 // return f32, bf16 or f16 (accumulating in f32), accept strided views, and have gradients for all floating inputs.
 // Floating operands lie on one device, where the result is; others throw DeviceError. Integer operands whose values are checked or
-// planned by (ids, labels, positions, indices, keep, relative) lie on the host, whatever the device of the others.
+// planned by (ids, labels, positions, indices, keep, relative) belong on the host, whatever the device of the others; masks and codes
+// (u8) may lie on either.
 // B batch, T tokens, H heads, D head size, C channels, [N, H, W, C] feature maps. Shape, dtype and range mistakes throw.
 #pragma once
 #include <string>

@@ -114,7 +114,7 @@ DEEM_DEVICE void gather(const Samples& samples, int count, const Lanes& at, cons
 
 // Replaces the weights of samples [0, count) by <corner, dy>, 0 outside. All lanes must call. `value` and `dy` point at the
 // head's first channel; a head of more than 32 packs is taken in steps.
-template <class T, int V>
+template <int V, class T>
 DEEM_DEVICE void corner_dots(Samples& samples, int count, const Lanes& at, const T* value, int64_t stride, const T* dy,
                              int packs) {
   float first[V] = {};

@@ -40,7 +40,4 @@ void gemm_f32(GemmProblem p);
 // Adds the parts up in their order and rounds once. dtype: of bias, and of c unless c_wide.
 void sum_splits(const GemmProblem& p, DType dtype);
 
-// False where cuBLASLt is absent, switched off (DEEM_CUBLASLT=0) or has nothing for this problem.
-bool cublaslt_gemm(const GemmArgs& a);
-
 }  // namespace deem::cuda

@@ -40,7 +40,8 @@ struct SliceLoader {
   static constexpr int kStep = Threads / S::kChunks, kCount = S::kLines / kStep;
   static_assert(Threads % S::kChunks == 0 && S::kLines % kStep == 0 && kStep % 8 == 0);
   const T *base, *from;
-  int64_t stride, rows_left, k_left;  // rows and k from this thread's first element to the end
+  int64_t stride;
+  int rows_left, k_left;  // from this thread's first element to the end
   int to, width;
 
   DEEM_DEVICE SliceLoader(const GemmSide& side, int64_t batch, int64_t row, int64_t rows, int64_t k, int64_t k_end) {
@@ -50,17 +51,17 @@ struct SliceLoader {
     width = side.width;
     to = S::at(line, chunk);
     const int64_t first_row = row + (AlongK ? line : chunk * kChunk), first_k = k + (AlongK ? chunk * kChunk : line);
-    rows_left = rows - first_row;
-    k_left = k_end - first_k;
+    rows_left = clamp_left(rows - first_row);
+    k_left = int(k_end - first_k);
     from = base + (AlongK ? first_row * stride + first_k : first_k * stride + first_row);
   }
 
   DEEM_DEVICE void load(T* slice) const {
 #pragma unroll
     for (int i = 0; i < kCount; i++) {
-      const int64_t lines_left = (AlongK ? rows_left : k_left) - i * kStep;
-      const int64_t left = lines_left > 0 ? (AlongK ? k_left : rows_left) : 0;
-      const T* source = left > 0 ? from + i * kStep * stride : base;
+      const int lines_left = (AlongK ? rows_left : k_left) - i * kStep;
+      const int left = lines_left > 0 ? (AlongK ? k_left : rows_left) : 0;
+      const T* source = left > 0 ? from + int64_t(i) * kStep * stride : base;
       T* target = slice + to + i * kStep * S::kLine;
       if (Wide || width == 16) {
         cp_async_16(target, source, left > 0);

@@ -20,7 +20,10 @@ struct TilePlace {
   }
 };
 
-// The part of k that the block sums.
+// How many rows are left, as far as a tile needs to know.
+DEEM_DEVICE int clamp_left(int64_t rows) { return rows < 1024 ? int(rows) : 1024; }
+
+// The part of k (below 2^31) that the block sums.
 struct DepthRange {
   int64_t begin, end;
   int slices;

@@ -27,7 +27,7 @@ DEEM_DEVICE void for_packs(int packs, F&& f) {
 #pragma unroll
   for (int k = 0; k < L::kKept; k++, pack += L::kThreads)
     if (pack < packs) f(k, pack);
-  constexpr int kUnroll = L::kV == 1 ? 4 : 1;  // more packs at once would spill beside those kept
+  [[maybe_unused]] constexpr int kUnroll = L::kV == 1 ? 4 : 1;  // more packs at once would spill beside those kept
 #pragma unroll kUnroll
   for (; pack < packs; pack += L::kThreads) f(-1, pack);
 }

@@ -224,10 +224,36 @@ LlamaOutput Llama::forward(const Tensor& embeds, const MaybeTensor& keep, const 
   if (state) {
     if (state->keeps_hidden_)
       state->extend(state->hidden_, reshape(out.last_hidden, {batch, length, 1, config.hidden_size}));
+    if (features) state->version_++;
     state->image_values_ = std::move(image_values);
     state->length_ += length;
   }
   return out;
+}
+
+Tensor Llama::step(const Step& in, LlamaState& state) const {
+  check<ValueError>(state.layers_.size() == layers.size() && state.length() < state.room(),
+                    "[llama] the state has no room for a step");
+  Pass pass{.turns = in.turns, .plan = in.plan, .relative = in.relative, .centre = {}, .levels = {}};
+  if (in.relative) {
+    pass.centre = Tensor::full({1, 2}, 0.5, in.embeds.dtype(), in.embeds.device());
+    for (int64_t side : config.spatial_shapes) pass.levels.push_back({side, side});
+  }
+  Tensor x = in.embeds;
+  for (size_t i = 0; i < layers.size(); i++) {
+    LlamaState::Layer& own = state.layers_[i];
+    Tensor seen = state.image_values_.empty() ? Tensor() : state.image_values_[i];
+    LayerState here{[&](const Tensor& k, const Tensor& v) {
+                      put_rows(own.keys, k, in.places);
+                      put_rows(own.values, v, in.places);
+                      return std::pair{own.keys, own.values};
+                    },
+                    seen};
+    x = run_layer(layers[i], config, x, {}, pass, &here);
+  }
+  Tensor hidden = norm(x);
+  if (state.keeps_hidden_) put_rows(state.hidden_, hidden, in.places);
+  return hidden;
 }
 
 // ---- the model alone ---------------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ void TextSession::feed(const TensorMap& given, bool first) {
                                       visibility, running_positions(all, first ? 0 : keep_.size(1)), {}, &state_);
   // From here on nothing throws: a call that fails leaves the session as it was.
   visibility_ = contiguous(slice(visibility, 1, length - 1, length));
+  graph_.forget();
   shown_ = std::move(shown);
   keep_ = all;
   fixed_ = state_.length();
@@ -100,6 +101,16 @@ void TextSession::look(const Tensor& hidden) {
   int64_t last = hidden.size(1);
   Tensor logits = cast(deem_->head_(slice(hidden, 1, last - 1, last)), DType::f32);
   logits_ = contiguous(reshape(logits, {logits.size(0), logits.size(2)})).to(Device::cpu);
+}
+
+void TextSession::read_one(const Tensor& column) {
+  Tensor embeds = embedding(deem_->llm_.embed_tokens, reshape(column, {rows(), 1}));
+  Tensor one = Tensor::full({rows(), 1}, 1, DType::i64), all = cat({keep_, one}, 1);
+  Tensor logits =
+      graph_.step(deem_->llm_, deem_->head_, state_, embeds, all, running_positions(all, keep_.size(1)), visibility_);
+  if (!logits) return look(forward(embeds, one));
+  keep_ = all;
+  logits_ = logits.to(Device::cpu);
 }
 
 // States of new text [R, n, C] with its keep [R, n].
@@ -132,6 +143,7 @@ Tensor TextSession::peek(const Tensor& embeds, const Tensor& keep, const std::fu
 }
 
 void TextSession::select(const Tensor& order) {
+  graph_.forget();
   state_.select(order);
   for (Tensor* t : {&keep_, &visibility_, &logits_})
     if (*t) *t = gather_rows(*t, order);
@@ -173,8 +185,7 @@ void TextSession::step(const TensorMap& inputs) {
     if (!same) select(from);
   }
   if (!column) return;
-  look(forward(embedding(deem_->llm_.embed_tokens, reshape(column, {rows(), 1})),
-               Tensor::full({rows(), 1}, 1, DType::i64)));
+  read_one(column);
   for (int64_t r = 0; r < rows(); r++) held_[size_t(r)].push_back(column.data<int64_t>()[r]);
 }
 

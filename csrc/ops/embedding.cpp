@@ -46,6 +46,31 @@ static Tensor sum_rows(const Tensor& x, const Indices& target, int64_t size, int
   return to;
 }
 
+RowPlaces row_places(std::span<const int64_t> target, Device device) {
+  int64_t n = int64_t(target.size());
+  Indices count(size_t(n) + 1);
+  std::iota(count.begin(), count.end(), int64_t(0));
+  auto list = [&](std::span<const int64_t> values) {
+    return Tensor::from<int64_t>({int64_t(values.size())}, values).to(device);
+  };
+  return {list(std::span(count).first(size_t(n))), list(count), list(target)};
+}
+
+void put_rows(const Tensor& to, const Tensor& x_in, const RowPlaces& places) {
+  Tensor x = contiguous(x_in.detach());
+  int64_t n = x.size(0);
+  check<ShapeError>(to.is_contiguous() && to.dtype() == x.dtype() && places.target.numel() == n && n > 0, "[put_rows] ",
+                    n, " rows of ", x.dtype(), " do not fit ", places.target.numel(), " places of ", to.dtype());
+  sum_rows_kernel(to.device(), {.x = x.raw(),
+                                .order = places.order.data<int64_t>(),
+                                .begin = places.begin.data<int64_t>(),
+                                .target = places.target.data<int64_t>(),
+                                .to = to.raw(),
+                                .segments = n,
+                                .cols = x.numel() / n,
+                                .dtype = x.dtype()});
+}
+
 static void check_table(const char* op, const Tensor& table, const Tensor& ids) {
   check<ShapeError>(table.ndim() == 2, "[", op, "] the table must be [V, C] but has shape ", table.shape());
   check<DTypeError>(is_float(table.dtype()), "[", op, "] the table must be floating but is ", table.dtype());

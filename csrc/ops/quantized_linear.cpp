@@ -158,9 +158,10 @@ Tensor quantized_linear(const Tensor& x_in, const QuantizedWeight& w, const Mayb
 Tensor quantized_linear(const Tensor& x, const Tensor& packed, int64_t bits, int64_t group, bool symmetric,
                         const MaybeTensor& bias) {
   check<ShapeError>(x.ndim() >= 1, "[quantized_linear] x needs an axis");
-  return quantized_linear(
-      x, QuantizedWeight{contiguous(packed), format_of("quantized_linear", packed, x.size(-1), bits, group, symmetric)},
-      bias);
+  return quantized_linear(x,
+                          QuantizedWeight{contiguous(packed).to(x.device()),
+                                          format_of("quantized_linear", packed, x.size(-1), bits, group, symmetric)},
+                          bias);
 }
 
 }  // namespace deem

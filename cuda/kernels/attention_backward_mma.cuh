@@ -19,8 +19,7 @@ constexpr size_t kBackwardQueriesShared = size_t(4) * kTile* kLd<D> * 2;
 // Leaves delta of tiles that see one tile of keys as the sum of the very numbers it is taken from: gradients that are zero in
 // exact arithmetic (of key biases) then stay at the level of rounding. The kernel for keys, which runs later, takes it from there.
 template <class T, int D>
-__global__ void __launch_bounds__(128, D < 96 ? 1 : 2)
-    attention_dq_mma(AttentionBackwardArgs a, int tiles, BackwardExtra extra) {
+__global__ void __launch_bounds__(128, 2) attention_dq_mma(AttentionBackwardArgs a, int tiles, BackwardExtra extra) {
   DEEM_SHARED_DYN(T, shared);
   constexpr int kSlot = kTile * kLd<D>, N = kTile / 8;
   T *queries = shared, *cotangents = queries + kSlot, *values = cotangents + kSlot, *keys = values + kSlot;
@@ -137,12 +136,15 @@ constexpr size_t kBackwardKeysShared = size_t(2 * kTile + 4 * kBackwardQueries<D
 // A block takes the kept keys first .. first + 63, and writes besides the gradients of those keys that are not kept and whose
 // positions are first .. first + 63. Scores are held transposed, [key][query].
 template <class T, int D>
-__global__ void __launch_bounds__(128) attention_dkv_mma(AttentionBackwardArgs a, int tiles, BackwardExtra extra) {
+__global__ void __launch_bounds__(128, 2) attention_dkv_mma(AttentionBackwardArgs a, int tiles, BackwardExtra extra) {
   constexpr int Q = kBackwardQueries<D>, N = Q / 8, kSlot = Q * kLd<D>;
   DEEM_SHARED_DYN(T, shared);
-  DEEM_SHARED(float2, norms, 2 * Q);
-  DEEM_SHARED(float, deltas, 2 * Q);
-  DEEM_SHARED(int, limits, 2 * Q);
+  DEEM_SHARED(float2, norm_ring, 2 * Q);
+  DEEM_SHARED(float, delta_ring, 2 * Q);
+  DEEM_SHARED(int, limit_ring, 2 * Q);
+  float2* const norms = norm_ring;
+  float* const deltas = delta_ring;
+  int* const limits = limit_ring;
   T *keys = shared, *values = keys + kTile * kLd<D>, *ring = values + kTile * kLd<D>;
   const AttentionProblem& p = a.p;
   const int64_t pair = blockIdx.x / tiles, b = pair / p.kv_heads, kv = pair % p.kv_heads, group = p.heads / p.kv_heads;

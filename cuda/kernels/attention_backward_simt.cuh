@@ -7,7 +7,7 @@
 namespace deem::cuda {
 
 template <class T, int COLUMNS>
-__global__ void __launch_bounds__(kSimtThreads)
+__global__ void __launch_bounds__(kSimtThreads, 1)
     attention_dq_simt(AttentionBackwardArgs a, int tiles, int slices, BackwardExtra extra) {
   constexpr int N = COLUMNS / 16;
   DEEM_SHARED(float, weights, kTile* kSimtLd);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kSimtThreads)
 }
 
 template <class T, int COLUMNS>
-__global__ void __launch_bounds__(kSimtThreads)
+__global__ void __launch_bounds__(kSimtThreads, 1)
     attention_dkv_simt(AttentionBackwardArgs a, int tiles, int slices, BackwardExtra extra) {
   constexpr int N = COLUMNS / 16;
   DEEM_SHARED(float, weights, kTile* kSimtLd);

@@ -20,7 +20,7 @@ __global__ void pack_filters_kernel(const T* filters, float* packed, int c, int 
 
 struct Depthwise {
   int n, h, w, c, kh, kw, oh, ow, stride, top, left;  // of the map that is read (h, w) and the one that is written
-  Divisor vectors, groups;                            // channels / V; groups of columns in a row
+  Divisor vectors = {}, groups = {};                  // channels / V; groups of columns in a row
 };
 
 // Stride 1: 8 outputs of a row, so that a vector of the input is loaded once for them and a row of taps stays in registers.

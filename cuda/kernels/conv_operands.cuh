@@ -130,7 +130,8 @@ struct FlippedFilters {
   static constexpr bool kAlongDepth = false;
   const T* data;
   int out, kh, kw, in, step, grain;
-  Divisor per_tap, per_tap_row;  // out; tw
+  Divisor per_tap;           // out
+  Divisor per_tap_row = {};  // tw
   int last_h = 0, last_w = 0, length = 0, first = 0, first_depth = 0;
   DEEM_DEVICE int line(int i) const { return first + i < in ? first + i : -1; }
   DEEM_DEVICE const T* depth(int i) const {

@@ -4,6 +4,7 @@
 #include "cuda/slot.h"
 
 namespace deem::cuda {
+namespace {
 
 // One head of one query, and its samples in the order of `locations`.
 struct QueryHead {
@@ -26,7 +27,7 @@ DEEM_DEVICE Cell locate_sample(const Args& a, const QueryHead& k, int sample, co
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kQueryThreads) attend_kernel(DeformAttnArgs a) {
+__global__ void __launch_bounds__(kQueryThreads, 8) attend_kernel(DeformAttnArgs a) {
   DEEM_SHARED(Samples, shared, kQueryWarps);
   const QueryHead k(a);
   if (k.b >= a.b) return;
@@ -78,7 +79,8 @@ __global__ void __launch_bounds__(kQueryThreads)
       samples.rows[lane] = corner_rows(cell, level.width, level.height, level.start);
     }
     __syncwarp();
-    if (a.dweights || a.dlocations) corner_dots(samples, left < 32 ? left : 32, at, value, a.heads * a.dim, dy, packs);
+    if (a.dweights || a.dlocations)
+      corner_dots<V>(samples, left < 32 ? left : 32, at, value, a.heads * a.dim, dy, packs);
     __syncwarp();
     if (sample < k.samples) {
       const int64_t i = k.item * k.samples + sample;
@@ -104,7 +106,7 @@ __global__ void __launch_bounds__(kQueryThreads)
 
 // Calls f<T, V>(blocks) for the queries there are.
 template <class Args, class F>
-static void dispatch_heads(const Args& a, const char* op, bool aligned, F&& f) {
+void dispatch_heads(const Args& a, const char* op, bool aligned, F&& f) {
   const int64_t blocks = (a.b * a.q * a.heads + kQueryWarps - 1) / kQueryWarps;
   check<ValueError>(blocks <= kMaxGrid && a.n_levels * a.points < int64_t(1) << 30 && a.dim < int64_t(1) << 30, "[", op,
                     "] cuda has no grid for ", a.b * a.q, " queries of ", a.heads, " heads");
@@ -115,7 +117,7 @@ static void dispatch_heads(const Args& a, const char* op, bool aligned, F&& f) {
   });
 }
 
-static void forward(const DeformAttnArgs& a) {
+void forward(const DeformAttnArgs& a) {
   if (a.b * a.q * a.heads * a.dim == 0) return;
   dispatch_heads(a, "ms_deform_attn", aligned_to(16, a.value, a.y),
                  [&]<class T, int V>(T, std::integral_constant<int, V>, dim3 grid) {
@@ -123,7 +125,7 @@ static void forward(const DeformAttnArgs& a) {
                  });
 }
 
-static void backward(const DeformAttnBackwardArgs& a) {
+void backward(const DeformAttnBackwardArgs& a) {
   const int64_t count = a.dvalue ? a.b * a.q * a.heads * a.n_levels * a.points : 0;
   Scratch<uint32_t> cells(count);
   Scratch<float> numbers(3 * count);
@@ -149,6 +151,8 @@ static void backward(const DeformAttnBackwardArgs& a) {
                    scatter<T>("ms_deform_attn_backward", k);
                  });
 }
+
+}  // namespace
 
 DEEM_CUDA_KERNEL("ms_deform_attn", forward);
 DEEM_CUDA_KERNEL("ms_deform_attn_backward", backward);

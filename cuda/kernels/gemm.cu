@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cuda/cublaslt.h"
 #include "cuda/device.cuh"
 #include "cuda/slot.h"
 #include "cuda/vec.cuh"
@@ -86,6 +87,7 @@ void gemm(const GemmArgs& a) {
 // The largest tile that gives every multiprocessor one and is not mostly edge. Products with fewer tiles than that are cut along k
 // into parts of at least four slices.
 int plan_tiles(GemmProblem& p, std::initializer_list<GemmTile> tiles) {
+  constexpr int64_t kMostParts = 32;
   const int64_t sms = sm_count();
   int index = 0;
   for (const GemmTile& tile : tiles) {
@@ -98,9 +100,10 @@ int plan_tiles(GemmProblem& p, std::initializer_list<GemmTile> tiles) {
       continue;
     }
     const int64_t slices = pieces(p.k, tile.depth);
-    const int64_t parts = std::clamp<int64_t>(std::min(2 * sms / blocks, slices / 4), 1, 32);
-    p.k_split = std::max<int64_t>(pieces(slices, parts), 1) * tile.depth;
-    p.splits = std::max<int64_t>(pieces(p.k, p.k_split), 1);
+    const int64_t least = pieces(p.k, 1 << 30),
+                  parts = std::max(std::min({2 * sms / blocks, slices / 4, kMostParts}), least);
+    p.k_split = pieces(slices, std::max<int64_t>(parts, 1)) * tile.depth;
+    p.splits = p.k_split ? pieces(p.k, p.k_split) : 1;
     break;
   }
   return index;

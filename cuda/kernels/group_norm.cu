@@ -11,6 +11,7 @@
 #include "cuda/slot.h"
 
 namespace deem::cuda {
+namespace {
 
 constexpr int kThreads = 256;
 
@@ -264,7 +265,7 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(GroupNorm a) {
 
 // Runs of about 16k elements: at least 16 positions, so that their statistics are small beside them, and at most 512 runs.
 template <class Args>
-static GroupNorm shape_of(const Args& a) {
+GroupNorm shape_of(const Args& a) {
   check<ValueError>(a.channels < int64_t(1) << 30, "[group_norm] channels must be below 2^30 on cuda but are ",
                     a.channels);
   GroupNorm k{};
@@ -281,7 +282,7 @@ static GroupNorm shape_of(const Args& a) {
 }
 
 template <int V>
-static dim3 set_tiles(GroupNorm& k) {
+dim3 set_tiles(GroupNorm& k) {
   const int packs = k.channels / V, tiles = (packs + kThreads - 1) / kThreads;
   k.tile = (packs + tiles - 1) / tiles;
   check<ValueError>(k.n * k.blocks <= kMaxGrid, "[group_norm] cuda has no grid for ", k.n, " feature maps");
@@ -290,7 +291,7 @@ static dim3 set_tiles(GroupNorm& k) {
 
 // Calls f<T, P, V, silu> as types and constants.
 template <class Args, class F>
-static void dispatch_norm(const Args& a, bool aligned, F&& f) {
+void dispatch_norm(const Args& a, bool aligned, F&& f) {
   dispatch_pair(a.dtype, a.param_dtype, "group_norm", [&]<class T, class P>(T t, P p) {
     constexpr int V = kVecWidth<T>;
     const bool wide = aligned && a.channels % V == 0 && aligned_to(V * sizeof(P), a.w, a.b);
@@ -303,7 +304,7 @@ static void dispatch_norm(const Args& a, bool aligned, F&& f) {
   });
 }
 
-static void forward(const GroupNormArgs& a) {
+void forward(const GroupNormArgs& a) {
   GroupNorm k = shape_of(a);
   if (k.n == 0) return;
   k.out = a.y;
@@ -325,7 +326,7 @@ static void forward(const GroupNormArgs& a) {
       });
 }
 
-static void backward(const GroupNormBackwardArgs& a) {
+void backward(const GroupNormBackwardArgs& a) {
   GroupNorm k = shape_of(a);
   k.dy = a.dy;
   k.out = a.dx;
@@ -348,6 +349,8 @@ static void backward(const GroupNormBackwardArgs& a) {
         DEEM_LAUNCH((dx_kernel<silu, T, P, V>), grid, dim3(kThreads), 0, stream(), k);
       });
 }
+
+}  // namespace
 
 DEEM_CUDA_KERNEL("group_norm", forward);
 DEEM_CUDA_KERNEL("group_norm_backward", backward);

@@ -8,6 +8,7 @@
 #include "cuda/slot.h"
 
 namespace deem::cuda {
+namespace {
 
 // Elements [0, head) and [tail, cols) of a row are read one by one, those between in packs.
 struct Ends {
@@ -75,6 +76,7 @@ template <class T, int WARPS>
 __global__ void __launch_bounds__(WARPS == 1 ? 128 : WARPS * 32) cross_entropy_gradient(CrossEntropyBackwardArgs a) {
   using L = RowLayout<WARPS, kVecWidth<T>, 1>;
   constexpr int V = L::kV;
+  const float scale = a.kept ? float(double(*a.dy) / double(a.kept)) : 0.0f;
   for (int64_t row = int64_t(blockIdx.x) * L::kRows + L::place(); row < a.rows; row += int64_t(gridDim.x) * L::kRows) {
     const T* x = static_cast<const T*>(a.logits) + row * a.cols;
     T* dx = static_cast<T*>(a.dlogits) + row * a.cols;
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : WARPS * 32) cross_entropy_g
     for (int64_t i = L::lane(); i < ends.head + a.cols - ends.tail; i += L::kThreads) {
       const int64_t c = i < ends.head ? i : i - ends.head + ends.tail;
       const float p = expf(to_float(x[c]) - lse);
-      dx[c] = from_float<T>(kept ? (c == label ? p - 1.0f : p) * a.scale : 0.0f);
+      dx[c] = from_float<T>(kept ? (c == label ? p - 1.0f : p) * scale : 0.0f);
     }
 #pragma unroll 4
     for (int64_t c = ends.head + L::lane() * V; c < ends.tail; c += L::kThreads * V) {
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : WARPS * 32) cross_entropy_g
 #pragma unroll
         for (int i = 0; i < V; i++) {
           const float p = expf(v[i] - lse);
-          v[i] = (c + i == label ? p - 1.0f : p) * a.scale;
+          v[i] = (c + i == label ? p - 1.0f : p) * scale;
         }
       }
       store_float(dx + c, v);
@@ -106,11 +108,11 @@ __global__ void __launch_bounds__(WARPS == 1 ? 128 : WARPS * 32) cross_entropy_g
 constexpr int64_t kNarrow = 1024;  // classes up to which a warp does a row
 constexpr int kWideWarps = 16;
 
-static unsigned blocks_for(int64_t rows, int64_t cols) {
+unsigned blocks_for(int64_t rows, int64_t cols) {
   return unsigned(std::min(cols <= kNarrow ? (rows + 3) / 4 : rows, kMaxGrid));
 }
 
-static void forward(const CrossEntropyArgs& a) {
+void forward(const CrossEntropyArgs& a) {
   if (a.rows == 0) return;
   dispatch(a.dtype, "cross_entropy", [&]<class T>(T) {
     const dim3 grid(blocks_for(a.rows, a.cols));
@@ -119,7 +121,7 @@ static void forward(const CrossEntropyArgs& a) {
   });
 }
 
-static void backward(const CrossEntropyBackwardArgs& a) {
+void backward(const CrossEntropyBackwardArgs& a) {
   if (a.rows == 0) return;
   dispatch(a.dtype, "cross_entropy_backward", [&]<class T>(T) {
     const dim3 grid(blocks_for(a.rows, a.cols));
@@ -127,6 +129,8 @@ static void backward(const CrossEntropyBackwardArgs& a) {
     else DEEM_LAUNCH((cross_entropy_gradient<T, kWideWarps>), grid, dim3(32 * kWideWarps), 0, stream(), a);
   });
 }
+
+}  // namespace
 
 DEEM_CUDA_KERNEL("cross_entropy", forward);
 DEEM_CUDA_KERNEL("cross_entropy_backward", backward);

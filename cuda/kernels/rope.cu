@@ -6,6 +6,7 @@
 #include "cuda/slot.h"
 
 namespace deem::cuda {
+namespace {
 
 // Cosine and sine of an angle below about 1e9 in size, as the CPU has them: reduced to [-pi/4, pi/4] in double, where one
 // constant is enough, and summed there as Taylor series to 1e-11. sincosf would need local memory for such angles.
@@ -62,13 +63,13 @@ __global__ void __launch_bounds__(256) rotate_kernel(RopeArgs a) {
   }
 }
 
-static void make_table(const RopeTableArgs& a) {
+void make_table(const RopeTableArgs& a) {
   const int64_t blocks = (a.rows * a.half + 255) / 256;
   if (blocks == 0) return;
   DEEM_LAUNCH(make_table_kernel, dim3(unsigned(std::min(blocks, kMaxGrid))), dim3(256), 0, stream(), a);
 }
 
-static void rotate(const RopeArgs& a) {
+void rotate(const RopeArgs& a) {
   const int64_t rows = a.batches * a.tokens, pairs = a.heads * a.half;
   if (rows == 0 || pairs == 0) return;
   check<ValueError>(pairs < int64_t(1) << 31, "[rope] a token must have fewer than 2^32 elements on cuda but has ",
@@ -84,6 +85,8 @@ static void rotate(const RopeArgs& a) {
     else DEEM_LAUNCH((rotate_kernel<T, 1>), grid, block, 0, stream(), a);
   });
 }
+
+}  // namespace
 
 DEEM_CUDA_KERNEL("rope_table", make_table);
 DEEM_CUDA_KERNEL("rope", rotate);

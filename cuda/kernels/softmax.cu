@@ -7,6 +7,7 @@
 #include "cuda/slot.h"
 
 namespace deem::cuda {
+namespace {
 
 template <class T, class L>
 __global__ void __launch_bounds__(L::kBlock) softmax_rows(SoftmaxArgs a) {
@@ -65,11 +66,11 @@ __global__ void __launch_bounds__(L::kBlock) softmax_backward_rows(SoftmaxBackwa
 }
 
 template <class L>
-static dim3 grid_for(int64_t rows) {
+dim3 grid_for(int64_t rows) {
   return dim3(unsigned(std::min((rows + L::kRows - 1) / L::kRows, kMaxGrid)));
 }
 
-static void forward(const SoftmaxArgs& a) {
+void forward(const SoftmaxArgs& a) {
   if (a.rows == 0) return;
   dispatch(a.dtype, "softmax", [&]<class T>(T) {
     dispatch_rows<T>(a.cols, aligned_to(16, a.x, a.y), "softmax", [&]<class L>(L) {
@@ -78,7 +79,7 @@ static void forward(const SoftmaxArgs& a) {
   });
 }
 
-static void backward(const SoftmaxBackwardArgs& a) {
+void backward(const SoftmaxBackwardArgs& a) {
   if (a.rows == 0) return;
   dispatch(a.dtype, "softmax_backward", [&]<class T>(T) {
     dispatch_rows<T>(a.cols, aligned_to(16, a.dy, a.y, a.dx), "softmax_backward", [&]<class L>(L) {
@@ -86,6 +87,8 @@ static void backward(const SoftmaxBackwardArgs& a) {
     });
   });
 }
+
+}  // namespace
 
 DEEM_CUDA_KERNEL("softmax", forward);
 DEEM_CUDA_KERNEL("softmax_backward", backward);

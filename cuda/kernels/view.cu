@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     if (width > 0) {
       for (int j = 0; j < all; j += kAhead) {
-        float v[kAhead][N];
+        float v[kAhead][N] = {};
         bool ours[kAhead];
 #pragma unroll
         for (int k = 0; k < kAhead; k++) {
@@ -236,8 +236,8 @@ void launch_scatter(const ScatterRowsArgs& a) {
     group_bits++;
   }
   const int64_t tiles = (packs + lanes - 1) / lanes;
-  int blocks = 1;  // of a tile: enough for the device, not more than there are rows to add
-  while (blocks < 256 && blocks * tiles < 512 && int64_t(blocks) << group_bits < a.count) blocks *= 2;
+  int blocks = 1;  // of a tile: enough for the device, each with a few rows to add
+  while (blocks < 256 && blocks * tiles < 512 && int64_t(blocks) << (group_bits + 3) < a.count) blocks *= 2;
   DEEM_LAUNCH((scatter_rows_buckets<T, N>), dim3(unsigned(tiles * blocks)), dim3(kThreads), 0, stream(),
               static_cast<const T*>(a.dy), a.index, a.dx, a.count, a.cols, lanes, group_bits, blocks);
 }
