@@ -15,7 +15,7 @@ constexpr int kUnroll = 2;                                    // pieces of a row
 
 // M: rows of x, kWidth: elements a lane reads at once. Shared: the warps of a block share the rows.
 template <class T, int M, int kWidth, bool Shared>
-__global__ void __launch_bounds__(kThreads) few_rows_kernel(FewRowsArgs a) {
+__global__ void __launch_bounds__(kThreads, 4) few_rows_kernel(FewRowsArgs a) {
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
   const int64_t first = (Shared ? int64_t(blockIdx.x) : int64_t(blockIdx.x) * kWarps + warp) * kRows;
   const T *x = static_cast<const T*>(a.x), *weight = static_cast<const T*>(a.weight);

@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
   const uint8_t* row = packed + (first_row + r) * f.row_bytes;
   const unsigned short* scales = reinterpret_cast<const unsigned short*>(row + f.code_bytes);
   const float scale = half_value(scales[at >> f.shift]);
-  const float offset = f.symmetric ? -float(f.zero) * scale : half_value(scales[f.groups + at >> f.shift]);
+  const float offset = f.symmetric ? -float(f.zero) * scale : half_value(scales[f.groups + (at >> f.shift)]);
   const uint8_t* codes = f.bits == 8 ? row + at : row + at / 32 * 16 + at % 16;
   const int shift = f.bits == 4 && at % 32 >= 16 ? 4 : 0, mask = f.bits == 8 ? 255 : 15;
   Vec<T, 4> result;

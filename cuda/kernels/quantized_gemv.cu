@@ -64,11 +64,8 @@ struct Codes {
 
 // Eight codes of a row as whole numbers in bf16: of the first four columns 0 and 2, 1 and 3, then the same of the others.
 DEEM_DEVICE uint32_t less(uint32_t pair, float zero) {
-  __nv_bfloat162 v;
-  memcpy(&v, &pair, 4);
-  v = __hsub2(v, __float2bfloat162_rn(zero));
-  memcpy(&pair, &v, 4);
-  return pair;
+  const __nv_bfloat162 v = __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&pair), __float2bfloat162_rn(zero));
+  return *reinterpret_cast<const uint32_t*>(&v);
 }
 DEEM_DEVICE float byte_float(uint32_t word, int byte, float zero) {
   return __uint_as_float(0x4b000000u | (word >> byte * 8 & 255)) - (8388608.0f + zero);  // 2^23 + code, exact
@@ -111,7 +108,7 @@ DEEM_DEVICE void load_four(const Problem& p, int64_t row, int64_t col, float* ou
 
 // Tiles: of eight rows of x. Terms: of bf16 that a number of x is the sum of.
 template <int Bits, int Tiles, int Terms>
-__global__ void __launch_bounds__(kThreads, 2) quantized_gemv_kernel(Problem p) {
+__global__ void __launch_bounds__(kThreads, Tiles == 4 ? 1 : 2) quantized_gemv_kernel(Problem p) {
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int64_t first = int64_t(blockIdx.x) * kRows;
   const uint8_t* row[2];

@@ -97,12 +97,12 @@ TEST("gemm: rows apart, c in f32, operands that are not aligned") {
     }
 }
 
-// More tiles than multiprocessors take the large ones.
+// As many tiles as the emulator has multiprocessors, 4, make them large.
 TEST("gemm: large tiles") {
   for (DType t : kTypes) {
-    gemm_case({.m = 130, .n = 136, .k = 40, .batch = 40, .b_transposed = true}, t);
-    gemm_case({.m = 136, .n = 130, .k = 34, .batch = 40, .a_transposed = true}, t);
-    gemm_case({.m = 136, .n = 40, .k = 40, .batch = 80, .b_transposed = true, .bias = true}, t);
+    gemm_case({.m = 130, .n = 136, .k = 40, .b_transposed = true}, t);
+    gemm_case({.m = 136, .n = 130, .k = 34, .a_transposed = true}, t);
+    gemm_case({.m = 136, .n = 40, .k = 40, .batch = 2, .b_transposed = true, .bias = true}, t);
   }
 }
 

@@ -1,5 +1,8 @@
 // Weights in few bits: the same codes as the CPU's, the same numbers from them, and products with few rows.
 #include "ops/quantized_linear.h"
+
+#include <cmath>
+
 #include "parity.h"
 
 namespace deem::test {
@@ -81,7 +84,7 @@ TEST("quantized_gemv: formats, widths, rows") {
       gemv_case(1, 17, f, true, true);
       gemv_case(3, 16, f, false, false);
     }
-  for (int64_t m : {2, 8, 9, 16, 17, kMostGemvRows})
+  for (int64_t m : {2, 8, 9, 16, 17, 32})
     for (const QuantFormat& f : formats(128)) gemv_case(m, 33, f, m % 2 == 0, m % 3 == 0);
 }
 
