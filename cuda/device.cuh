@@ -56,4 +56,5 @@ DEEM_DEVICE void check_aligned([[maybe_unused]] const void* p, [[maybe_unused]] 
 
 // DEEM_LAUNCH((layer_norm_kernel<T, P>), dim3(rows), dim3(128), 0, stream(), x, y); throws what the launch reports.
 #define DEEM_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
-  ::deem::cuda::launch(#kernel, kernel, grid, block, smem_bytes, stream __VA_OPT__(, ) __VA_ARGS__)
+  (::deem::cuda::note_launch(#kernel),                            \
+   ::deem::cuda::launch(#kernel, kernel, grid, block, smem_bytes, stream __VA_OPT__(, ) __VA_ARGS__))
