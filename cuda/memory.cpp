@@ -10,6 +10,9 @@
 #include "core/error.h"
 #include "cuda/runtime.h"
 #include "cuda/stream.h"
+#ifdef DEEM_CUDA_EMULATED
+#include "cuda/emu/scratch.h"
+#endif
 
 namespace deem::cuda {
 namespace {
@@ -217,7 +220,19 @@ void release_blocks(void* graph) noexcept {
   }
 }
 
+#ifdef DEEM_CUDA_EMULATED
+void* take_scratch(size_t bytes) {
+  void* block = allocate(bytes);
+  emu::lend(block, bytes, stream());
+  return block;
+}
+void give_scratch(void* block, size_t bytes) noexcept {
+  emu::take_back(block, stream());
+  release(block, bytes);
+}
+#else
 void* take_scratch(size_t bytes) { return allocate(bytes); }
 void give_scratch(void* block, size_t bytes) noexcept { release(block, bytes); }
+#endif
 
 }  // namespace deem::cuda

@@ -4,6 +4,8 @@
 
 #include "cuda/emu/memory.h"
 #include "cuda/emu/runtime.h"
+#include "cuda/emu/sanitizer.h"
+#include "cuda/emu/scratch.h"
 
 using namespace deem::emu;
 using deem::str;
@@ -89,6 +91,23 @@ cudaError_t allocate(void** p, size_t bytes) {
 }
 
 }  // namespace
+
+namespace deem::emu {
+
+void lend(void* block, size_t bytes, cudaStream_t stream) {
+  enqueue(stream, "scratch", [=] {
+    Access access;
+    const size_t all = place_of(block).left;
+    show(block, all);
+    std::memset(block, 0xff, bytes);
+    if (all > bytes) hide(static_cast<char*>(block) + bytes, all - bytes);
+  });
+}
+void take_back(void* block, cudaStream_t stream) noexcept {
+  enqueue(stream, "scratch", [=] { show(block, place_of(block).left); });
+}
+
+}  // namespace deem::emu
 
 extern "C" {
 

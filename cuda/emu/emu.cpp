@@ -81,8 +81,13 @@ struct Warp {
   uint32_t live;
   int groups, fences;
   Group group[kWarp];
-  char token[2];
 };
+
+// What ThreadSanitizer is told with: addresses that stand for the barriers of a warp or, last, of the block; by turns, so that who
+// has gone on to the next barrier is not taken for having come to this one, and other ones for each of the last few blocks, so that
+// neither are the threads of blocks before.
+constexpr int kTokenBlocks = kRaces ? 64 : 1;
+char tokens[kTokenBlocks][kMaxThreads / kWarp + 1][2];
 
 struct Array {
   const void* site;
@@ -98,7 +103,7 @@ Warp warps[kMaxThreads / kWarp];
 Thread* self;
 int count, alive, waiting, phase, votes[2];
 Where waiting_at;
-char start_token, end_token, barrier_token[2], fence_token;
+char start_token, end_token, fence_token;
 Array arrays[64];
 int array_count;
 size_t arena_used, static_bytes;
@@ -112,7 +117,7 @@ int turn;       // the warp whose lanes run
 uint32_t stay;  // of 8 chances, to go on with that warp while it can; 8 lets one run far ahead of the others
 uint32_t random_state;
 
-std::vector<Fiber*> spare;
+auto& spare = *new std::vector<Fiber*>;  // never destroyed: the leak check comes after static destructors
 Fiber main_fiber{};
 #ifdef __SANITIZE_ADDRESS__
 const void* main_bottom;  // the stack that run_grid was called on
@@ -215,24 +220,35 @@ Fiber* fiber_for(Thread& t) {
 std::string block_text() {
   return str(grid->name, ", block (", now.block.x, ", ", now.block.y, ", ", now.block.z, ")");
 }
-std::string text_of(const Where& w) {
-  if (!w.line()) return "a matrix instruction";
-  const char* name = std::strrchr(w.file_name(), '/');
-  return str(name ? name + 1 : w.file_name(), ":", w.line());
+// Without memory of the heap: what a fault's sentence is made of is never destroyed.
+struct Name {
+  char text[96];
+  friend std::ostream& operator<<(std::ostream& out, const Name& n) { return out << n.text; }
+};
+Name text_of(const Where& w) {
+  Name n;
+  const char* file = std::strrchr(w.file_name(), '/');
+  if (w.line()) std::snprintf(n.text, sizeof n.text, "%s:%u", file ? file + 1 : w.file_name(), unsigned(w.line()));
+  else std::snprintf(n.text, sizeof n.text, "a matrix instruction");
+  return n;
 }
 bool same(const Where& a, const Where& b) {
   return a.line() == b.line() && (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
 }
 
 [[noreturn]] void stuck() {
-  std::string text = "threads wait for ever:";
+  std::ostringstream out;
+  out << "threads wait for ever:";
   int listed = 0;
   for (int w = 0; w * kWarp < count; w++)
     for (int g = 0; g < warps[w].groups && listed < 8; g++, listed++)
-      text += str(" warp ", w, " at ", text_of(warps[w].group[g].where), " with mask 0x", std::hex,
-                  warps[w].group[g].mask, ", of which 0x", warps[w].group[g].arrived, " came;");
-  if (waiting) text += str(" ", waiting, " threads at ", text_of(waiting_at), ";");
-  fault(text);
+      out << " warp " << std::dec << w << " at " << text_of(warps[w].group[g].where) << " with mask 0x" << std::hex
+          << warps[w].group[g].mask << ", of which 0x" << warps[w].group[g].arrived << " came;";
+  if (waiting) out << ' ' << std::dec << waiting << " threads at " << text_of(waiting_at) << ';';
+  static std::string text;
+  text = out.str();
+  out = std::ostringstream();
+  fault(std::move(text));
 }
 
 // Another thread's turn; returns when this one is made ready again.
@@ -294,12 +310,10 @@ char* arena_take(size_t bytes) {
   arena_used += bytes;
   if (arena_used + kGap > kArena) fault("too much shared memory");
   show(p, bytes);
-  fill_ff(p, bytes);
+  fill(p, 0xff, bytes);
 #ifndef __SANITIZE_ADDRESS__
-  if (!kRaces) {
-    std::memset(p - kGap, kGapByte, kGap);
-    std::memset(p + bytes, kGapByte, kGap);
-  }
+  fill(p - kGap, kGapByte, kGap);
+  fill(p + bytes, kGapByte, kGap);
 #endif
   return p;
 }
@@ -315,7 +329,6 @@ void give_up(const std::string& text) {
 // Writes beside shared arrays, where no sanitizer looks.
 void check_gaps() {
 #ifndef __SANITIZE_ADDRESS__
-  if (kRaces) return;
   for (int i = 0; i < array_count; i++) {
     const Array& a = arrays[i];
     for (size_t k = 0; k < kGap; k++)
@@ -360,9 +373,16 @@ void forget_threads() {  // after a fault: whoever waits is dropped where it is
     t.first_copy = 0;
     if (!t.fiber) continue;
     show(t.fiber->stack + kPage, kStack - kPage);
+#ifdef DEEM_EMU_TSAN
+    __tsan_switch_to_fiber(t.fiber->race, 1);  // what it did comes before whatever the caller does now
+    release(&end_token);
+#endif
     if (!kRaces) spare.push_back(t.fiber);
     t.fiber = nullptr;
   }
+#ifdef DEEM_EMU_TSAN
+  __tsan_switch_to_fiber(main_fiber.race, 1);
+#endif
 }
 
 void run_block(bool first) {
@@ -409,6 +429,7 @@ void fault(std::string given) {
   }
   text = str("thread (", now.thread.x, ", ", now.thread.y, ", ", now.thread.z, "): ", text);
   give_up(text);
+  release(&end_token);
   jump(self->fiber, &main_fiber);
   std::abort();  // nobody comes back here
 }
@@ -421,7 +442,8 @@ int barrier(const Where& where, int value) {
               text_of(where)));
   if (alive != count) fault(str("__syncthreads at ", text_of(where), " after a thread ended"));
   const int parity = phase & 1;
-  release(&barrier_token[parity]);
+  char* token = &tokens[block_number % kTokenBlocks][kMaxThreads / kWarp][parity];
+  release(token);
   votes[parity] += value;
   if (waiting + 1 == alive) {
     phase++;
@@ -436,7 +458,7 @@ int barrier(const Where& where, int value) {
     waiting_at = where;
     wait_turn();
   }
-  acquire(&barrier_token[parity]);
+  acquire(token);
   return votes[parity];
 }
 
@@ -461,7 +483,7 @@ void collective(uint32_t mask, WarpOp op, const void* in, void* out, bool fence,
               " with mask 0x", group.mask, ", lane ", std::dec, int(me.lane), " comes to ", text_of(where), " with 0x",
               std::hex, mask));
   }
-  char* token = &warp.token[warp.fences & 1];
+  char* token = &tokens[block_number % kTokenBlocks][me.warp][warp.fences & 1];
   if (fence) release(token);
   me.where = where;
   group.arrived |= bit;

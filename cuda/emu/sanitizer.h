@@ -32,11 +32,11 @@ inline void acquire(void*) {}
 #endif
 
 // memset without an interceptor that would take it for an access of the running thread.
-inline void fill_ff(void* p, size_t bytes) {
+inline void fill(void* p, unsigned char byte, size_t bytes) {
 #ifdef DEEM_EMU_TSAN
-  asm volatile("rep stosb" : "+D"(p), "+c"(bytes) : "a"(0xff) : "memory");
+  asm volatile("rep stosb" : "+D"(p), "+c"(bytes) : "a"(byte) : "memory");
 #else
-  __builtin_memset(p, 0xff, bytes);
+  __builtin_memset(p, byte, bytes);
 #endif
 }
 
