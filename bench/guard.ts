@@ -25,6 +25,10 @@ function run(command: string, args: string[], env: Record<string, string> = {}):
     encoding: 'utf8',
     env: { ...process.env, ...env },
   })
+  if (error && 'code' in error && error.code === 'ENOENT') {
+    console.error(`${command} is missing. Type:\n  apt-get install ${command}`)
+    process.exit(2)
+  }
   if (error || status !== 0) {
     console.error(`${command} ${args.join(' ')} failed: ${error?.message ?? (stderr || stdout).slice(-800)}`)
     process.exit(2)
@@ -44,7 +48,10 @@ function count(name: string, times: number): number {
   return Number(collected)
 }
 
-const { values, positionals } = parseArgs({ allowPositionals: true, options: { update: { type: 'boolean', default: false } } })
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { update: { type: 'boolean', default: false } },
+})
 run('cmake', ['--build', 'build-cmake', '--target', 'deem-guard', '--parallel', '2'])
 const compiler = run('c++', ['--version']).stdout.split('\n')[0] as string
 const stored: Stored = JSON.parse(readFileSync(path, 'utf8'))

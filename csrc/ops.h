@@ -1,5 +1,8 @@
 // Every operation of the engine: one declaration each, its formula in a line. Unless said otherwise operations take and
 // return f32, bf16 or f16 (accumulating in f32), accept strided views, and have gradients for all floating inputs.
+// Floating operands lie on one device, where the result is; others throw DeviceError. Integer operands whose values are checked or
+// planned by (ids, labels, positions, indices, keep, relative) belong on the host, whatever the device of the others; masks and codes
+// (u8) may lie on either.
 // B batch, T tokens, H heads, D head size, C channels, [N, H, W, C] feature maps. Shape, dtype and range mistakes throw.
 #pragma once
 #include <string>
@@ -92,10 +95,16 @@ struct AttentionOptions {
 // q's batch may be 1 (learned queries): it is broadcast. Scores are never stored whole.
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& keep = {},
                  const AttentionOptions& options = {});
+// The same for layers that share what their queries see: a plan, i32 [B or 1, 1 + Tk + Tq], of keep [B, Tk] or none, on `device`.
+Tensor attention_plan(const MaybeTensor& keep, int64_t queries, int64_t keys, bool causal, Device device);
+Tensor planned_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& plan, double scale = 0);
 
 // ---- rope.cpp ----------------------------------------------------------------------------------------------------------
 // x [B, T, H, D], positions [B, T] i64; element i is rotated with i + D/2 by position * base^(-2i/D).
 Tensor rope(const Tensor& x, const Tensor& positions, double base = 10000);
+// The same for layers that share positions: a table f32 [B or 1, T, 2, D / 2] on `device`.
+Tensor rope_table(const Tensor& positions, int64_t head_size, double base, Device device);
+Tensor rope_by(const Tensor& x, const Tensor& table);
 
 // ---- softmax.cpp (last axis), loss.cpp ---------------------------------------------------------------------------------
 Tensor softmax(const Tensor& x);
@@ -139,7 +148,7 @@ Tensor resample_grid(const Tensor& table, int64_t height, int64_t width);  // th
 Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width);    // [N, H, W, C], no antialias; no gradient
 Tensor resize_nearest(const Tensor& x, int64_t height, int64_t width);     // [N, H, W, C], source = floor(i * in / out)
 
-// ---- tables.cpp: position tables, f32, no inputs that want gradients ---------------------------------------------------
+// ---- tables.cpp: position tables, f32, no inputs that want gradients; without a tensor to go by they are on the host ------
 Tensor timestep_embedding(const Tensor& t, int64_t dim);     // t [N] i64 or float -> [N, dim], cosines first
 Tensor sincos_1d(int64_t dim, int64_t count);                // [count, dim], sines first
 Tensor sincos_2d(int64_t dim, int64_t side, bool with_cls);  // [side * side (+1), dim], row half then column half
@@ -154,11 +163,13 @@ Tensor stack(const Tensors& parts, int64_t axis);
 Tensor pad_rows(const Tensor& x, int64_t rows);            // zero rows appended on axis 0
 Tensor gather_rows(const Tensor& x, const Tensor& index);  // axis 0; index i64 [...], -1 gives a zero row
 Tensor contiguous(const Tensor& x);                        // itself, or a recorded copy
+Tensor to_device(const Tensor& x, Device device);          // itself, or a recorded copy there
 
 // ---- random.cpp: see core/rng.h ----------------------------------------------------------------------------------------
-Tensor randn(const Shape& shape, int64_t seed, int64_t stream);                               // normal
-Tensor rand(const Shape& shape, int64_t seed, int64_t stream);                                // [0, 1)
-Tensor randint(const Shape& shape, int64_t low, int64_t high, int64_t seed, int64_t stream);  // i64 in [low, high)
+Tensor randn(const Shape& shape, int64_t seed, int64_t stream, Device device = Device::cpu);  // normal
+Tensor rand(const Shape& shape, int64_t seed, int64_t stream, Device device = Device::cpu);   // [0, 1)
+Tensor randint(const Shape& shape, int64_t low, int64_t high, int64_t seed,
+               int64_t stream);               // i64 in [low, high), on the host
 Tensor dropout(const Tensor& x, double p);    // inverted; takes one stream of the RngScope; identity where p == 0
 Tensor drop_path(const Tensor& x, double p);  // stochastic depth: drops whole rows of axis 0
 

@@ -45,4 +45,5 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_
 
 // DEEM_LAUNCH((layer_norm_kernel<T, P>), dim3(rows), dim3(128), 0, stream(), x, y); throws what the launch reports.
 #define DEEM_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
-  ::deem::cuda::launch(#kernel, kernel, grid, block, smem_bytes, stream __VA_OPT__(, ) __VA_ARGS__)
+  (::deem::cuda::note_launch(#kernel),                            \
+   ::deem::cuda::launch(#kernel, kernel, grid, block, smem_bytes, stream __VA_OPT__(, ) __VA_ARGS__))

@@ -22,6 +22,7 @@ struct KernelList {
 
 #define DEEM_CUDA_JOIN_(a, b) a##b
 #define DEEM_CUDA_JOIN(a, b) DEEM_CUDA_JOIN_(a, b)
-#define DEEM_CUDA_KERNEL(op, f) static const ::deem::cuda::KernelList DEEM_CUDA_JOIN(kernel_entry_, __LINE__){op, f}
+#define DEEM_CUDA_KERNEL(op, f) \
+  static const ::deem::cuda::KernelList DEEM_CUDA_JOIN(kernel_entry_, __LINE__) { op, f }
 
 }  // namespace deem::cuda

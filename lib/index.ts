@@ -77,17 +77,24 @@ export {
   text,
 } from './sequence.js'
 export {
+  type Device,
+  type DeviceReport,
+  defaultDevice,
+  devices,
   emptyCache,
   isa,
   type MemoryReport,
   memory,
+  type OnDevice,
   resetPeakMemory,
+  setDefaultDevice,
   setMemoryLimit,
   setThreads,
+  synchronize,
   threads,
 } from './system.js'
 export type { CallOptions } from './task.js'
-export { backward, type DType, type Nested, Tensor, type TypedArray, tensor } from './tensor.js'
+export { backward, type DType, type Nested, Tensor, type TensorOptions, type TypedArray, tensor } from './tensor.js'
 export * from './tokenizer/index.js'
 export type { WeightsReport } from './weights/assign.js'
 export { type Converted, type ConvertOptions, convertFolder } from './weights/convert.js'

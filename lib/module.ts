@@ -1,5 +1,6 @@
 import { DeemError } from './errors.js'
 import {
+  type Device,
   type DType,
   type LoadReport,
   type NativeModel,
@@ -19,6 +20,8 @@ export interface CreateOptions extends CallOptions {
   seed?: number
   /** Of the parameters, and of what is computed with them. Default f32. Training in bf16: see `AdamW`. */
   dtype?: DType
+  /** Where the model lies and computes; default `defaultDevice()`. Starting values are the same bits everywhere. */
+  device?: Device | undefined
 }
 
 export interface ForwardOptions extends CallOptions {
@@ -172,7 +175,7 @@ export class Module implements Disposable {
     return new Module(kind, await run(() => this.handle.open(kind, handles, optionsJson(options)), call))
   }
 
-  /** Calls a method with named tensors. The results belong to the caller. */
+  /** Calls a method with named tensors, which may lie on any device. The results belong to the caller and lie on the model's. */
   async call(
     method: string,
     inputs: Record<string, Tensor | undefined>,
@@ -219,10 +222,10 @@ function handlesOf(tensors: Record<string, Tensor | undefined>): Record<string, 
 export async function createHandle(
   kind: string,
   config: object,
-  { seed = 0, dtype = 'f32', ...call }: CreateOptions,
+  { seed = 0, dtype = 'f32', device, ...call }: CreateOptions,
 ): Promise<NativeModel> {
   if (!Number.isSafeInteger(seed)) throw new DeemError('ERR_VALUE', `a seed must be a whole number but is ${seed}`)
-  return run(() => native.createModel(kind, optionsJson(config), seed, dtype), call)
+  return run(() => native.createModel(kind, optionsJson(config), seed, dtype, device), call)
 }
 
 /** Picks an output by name; throws ERR_VALUE naming what there is. */

@@ -11,13 +11,15 @@ const dtypes: readonly string[] = ['f32', 'bf16', 'f16', 'i64', 'i32', 'u8'] sat
 export function isDType(name: string): name is DType {
   return dtypes.includes(name)
 }
+/** Where tensors and models lie. `cuda` is the GPU in use, `cuda:1` chooses one, `auto` is `cuda` where that works and else `cpu`. */
+export type Device = 'cpu' | 'cuda' | `cuda:${number}` | 'auto'
 export type TypedArray = Float32Array | Uint16Array | BigInt64Array | Int32Array | Uint8Array
 
 export interface NativeTensor {
   readonly disposed: boolean
   readonly shape: number[]
   readonly dtype: DType
-  readonly device: string
+  readonly device: 'cpu' | 'cuda'
   readonly tracked: boolean
   readonly requiresGrad: boolean
   dispose(): void
@@ -136,11 +138,27 @@ export interface MemoryReport {
   allocations: number
 }
 
+/** A processor that models can run on, or what keeps it from that. */
+export interface DeviceReport {
+  /** `cpu`, `cuda:0`, `cuda:1`; `cuda` where there is none. */
+  device: string
+  /** E.g. `NVIDIA H100`. */
+  name: string
+  usable: boolean
+  /** What is missing, where it is not usable. */
+  why: string
+  /** Of GPUs, e.g. `9.0`. */
+  capability: string
+  totalBytes: number
+  /** A GPU that this process does not use says all. */
+  freeBytes: number
+}
+
 export interface Native {
-  tensor(data: TypedArray, shape: readonly number[], dtype: DType): NativeTensor
+  tensor(data: TypedArray, shape: readonly number[], dtype: DType, device?: string): NativeTensor
   ops: Record<string, (...args: unknown[]) => NativeTensor | number>
   setGradEnabled(on: boolean): boolean
-  createModel(kind: string, configJson: string, seed: number, dtype: DType): NativeTask<NativeModel>
+  createModel(kind: string, configJson: string, seed: number, dtype: DType, device?: string): NativeTask<NativeModel>
   modelKinds(): string[]
   NativeAdamW: new (
     items: { name: string; tensor: NativeTensor; lr: number; weightDecay: number }[],
@@ -163,14 +181,17 @@ export interface Native {
     metadata: Record<string, string>,
     dtype: string,
   ): NativeTask<void>
-  memory(): MemoryReport
-  resetPeakMemory(): void
-  emptyCache(): void
-  setMemoryLimit(bytes: number): void
+  memory(device?: string): MemoryReport
+  resetPeakMemory(device?: string): void
+  emptyCache(device?: string): void
+  setMemoryLimit(bytes: number, device?: string): void
+  devices(): DeviceReport[]
+  defaultDevice(): 'cpu' | 'cuda'
+  setDefaultDevice(device: string): void
+  synchronize(): NativeTask<void>
   threads(): number
   setThreads(n: number): void
   isa(): string
-  checkDevice(name: string): void
   setErrorFactory(make: (code: ErrorCode, message: string) => Error): void
 }
 

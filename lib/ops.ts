@@ -2,7 +2,7 @@
  * The operations, for research scripts and tests. Each runs on the engine thread and is waited for; formulas and shapes are
  * in `csrc/ops.h`. Results carry a graph when an input wants a gradient, unless inside {@link noGrad}.
  */
-import { type DType, type NativeTensor, native } from './native.js'
+import { type Device, type DType, type NativeTensor, native } from './native.js'
 import { Tensor } from './tensor.js'
 
 export type Activation = 'none' | 'relu' | 'gelu' | 'gelu_tanh' | 'silu' | 'quick_gelu'
@@ -134,12 +134,15 @@ export interface Ops {
   padRows(x: Tensor, rows: number): Tensor
   gatherRows(x: Tensor, index: Tensor): Tensor
   contiguous: Unary
-  randn(shape: number[], seed: number, stream: number): Tensor
-  rand(shape: number[], seed: number, stream: number): Tensor
+  /** The same as {@link Tensor.to}. */
+  toDevice(x: Tensor, device: Device): Tensor
+  /** Draws are the same on every device; of normals the last bits may differ. Devices default to `defaultDevice()`. */
+  randn(shape: number[], seed: number, stream: number, device?: Device): Tensor
+  rand(shape: number[], seed: number, stream: number, device?: Device): Tensor
   randint(shape: number[], low: number, high: number, seed: number, stream: number): Tensor
   dropout(x: Tensor, p: number, seed: number, stream: number): Tensor
   dropPath(x: Tensor, p: number, seed: number, stream: number): Tensor
-  full(shape: number[], value: number, dtype: DType): Tensor
+  full(shape: number[], value: number, dtype: DType, device?: Device): Tensor
 }
 
 function unwrap(value: unknown): unknown {

@@ -1,5 +1,5 @@
 import { DeemError } from './errors.js'
-import { type DType, type NativeTensor, native, type TypedArray } from './native.js'
+import { type Device, type DType, type NativeTensor, native, type TypedArray } from './native.js'
 import { track } from './scope.js'
 import { type CallOptions, run } from './task.js'
 
@@ -34,7 +34,7 @@ export class Tensor implements Disposable {
   get size(): number {
     return this.shape.reduce((a, b) => a * b, 1)
   }
-  get device(): string {
+  get device(): 'cpu' | 'cuda' {
     return this.handle.device
   }
   /** Whether it carries a graph or is a leaf that wants a gradient. */
@@ -84,6 +84,13 @@ export class Tensor implements Disposable {
   clearGrad(): void {
     this.handle.clearGrad()
   }
+  /**
+   * Itself on another device: a copy with a graph back to this one, or the same memory where it is there already. Reading needs none:
+   * {@link read}, {@link data} and {@link item} fetch from anywhere. Throws ERR_DEVICE that says what is missing.
+   */
+  to(device: Device): Tensor {
+    return new Tensor(native.ops['toDevice']?.(this.handle, device) as NativeTensor)
+  }
   /** The same memory without history. */
   detach(): Tensor {
     return new Tensor(this.handle.detach())
@@ -118,6 +125,11 @@ export function backward(
   )
 }
 
+export interface TensorOptions {
+  /** Default: `cpu` for integers, `defaultDevice()` for floating numbers. */
+  device?: Device | undefined
+}
+
 /**
  * Makes a tensor from a typed array and a shape, or from nested arrays of numbers.
  * The dtype follows the typed array (f32, i64, i32, u8); numbers become f32 unless said otherwise. The data is copied.
@@ -133,16 +145,21 @@ export function backward(
  * console.log(x.grad?.toFloat32()) // 2 x
  * ```
  */
-export function tensor(data: TypedArray | Nested, shape?: readonly number[], dtype?: DType): Tensor {
+export function tensor(
+  data: TypedArray | Nested,
+  shape?: readonly number[],
+  dtype?: DType,
+  { device }: TensorOptions = {},
+): Tensor {
   if (ArrayBuffer.isView(data)) {
     const array = data as TypedArray
-    return new Tensor(native.tensor(array, shape ?? [array.length], dtype ?? dtypeOf(array)))
+    return new Tensor(native.tensor(array, shape ?? [array.length], dtype ?? dtypeOf(array), device))
   }
   const inferred = shapeOf(data as Nested)
   const flat = flatten(data as Nested)
   const type = dtype ?? 'f32'
   if (type === 'bf16' || type === 'f16') {
-    const wide = native.tensor(Float32Array.from(flat, Number), shape ?? inferred, 'f32')
+    const wide = native.tensor(Float32Array.from(flat, Number), shape ?? inferred, 'f32', device)
     const narrow = native.ops['cast']?.(wide, type) as NativeTensor
     wide.dispose()
     return new Tensor(narrow)
@@ -155,7 +172,7 @@ export function tensor(data: TypedArray | Nested, shape?: readonly number[], dty
         : type === 'u8'
           ? Uint8Array.from(flat, Number)
           : Float32Array.from(flat, Number)
-  return new Tensor(native.tensor(array, shape ?? inferred, type))
+  return new Tensor(native.tensor(array, shape ?? inferred, type, device))
 }
 
 function dtypeOf(array: TypedArray): DType {

@@ -18,7 +18,9 @@ function sources(folder, extensions) {
     .sort()
 }
 
-const cpp = ['csrc', 'test/cpp'].flatMap((f) => sources(f, ['.h', '.cpp']))
+const cpp = ['csrc', 'cuda', 'test/cpp', 'test/cuda', 'test/emu'].flatMap((f) =>
+  sources(f, ['.h', '.cpp', '.cu', '.cuh']),
+)
 const ts = ['lib', 'test', 'bench', 'examples', 'scripts'].flatMap((f) => sources(f, ['.ts', '.mjs']))
 
 function formatCpp() {
@@ -66,6 +68,22 @@ function checkTree() {
     /\b(abort|exit|_exit|quick_exit|assert)\s*\(/,
     'no abort, exit or assert: throw a typed error',
     (line) => /^\s*(\/\/|\*)|static_assert\s*\(|\.abort\(|"abort"/.test(line),
+  )
+  // The emulator has no other way to see launches, shared memory and instructions (cuda/device.cuh, cuda/ptx.cuh).
+  const device = cpp.filter((f) => /^(cuda|test\/cuda|test\/emu)\//.test(f) && !f.startsWith('cuda/emu/'))
+  const comment = (line) => /^\s*\/\//.test(line)
+  forbid(device, /<<<|>>>\(/, 'kernels are launched by DEEM_LAUNCH', comment)
+  forbid(
+    device.filter((f) => f !== 'cuda/device.cuh'),
+    /__shared__/,
+    'shared memory is DEEM_SHARED or DEEM_SHARED_DYN',
+    comment,
+  )
+  forbid(
+    device.filter((f) => f !== 'cuda/ptx.cuh'),
+    /\basm\b/,
+    'only cuda/ptx.cuh holds asm',
+    comment,
   )
   forbid(
     ts.filter((f) => f !== 'lib/native.ts' && !f.startsWith('scripts/') && !f.endsWith('.d.ts')),

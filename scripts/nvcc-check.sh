@@ -23,7 +23,7 @@ for file in "$@"; do
     fi
     "$filter" <"$log" | awk '
       /Compiling entry function/ { name = $0; sub(/.*entry function .?/, "", name); sub(/. for .sm_.*/, "", name)
-                                   sub(/^void /, "", name); gsub(/deem::cuda::/, "", name); sub(/\(.*/, "", name) }
+                                   sub(/^void /, "", name); gsub(/deem::cuda::|\(anonymous namespace\)::/, "", name); sub(/\(.*/, "", name) }
       /bytes stack frame/ { bad = 0; for (i = 1; i < NF; i++) if ($i + 0 > 0 && $(i + 1) == "bytes") bad = 1; stack = $0 }
       /Used [0-9]+ registers/ { for (i = 1; i < NF; i++) { if ($(i + 1) ~ /^registers/) regs = $i; if ($(i + 2) == "smem" || $(i + 2) ~ /^smem/) smem = $i }
                                 printf "  %4d registers %6d smem  %s\n", regs, smem, name

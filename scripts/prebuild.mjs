@@ -1,5 +1,6 @@
 // npm run prebuildify: builds the addon into prebuilds/ with the libraries it needs beside it, and checks that it loads
-// from there alone. `--bundle` is the step that prebuildify calls between building and copying.
+// from there alone. `--bundle` is the step that prebuildify calls between building and copying; it makes the CUDA backend too, where nvcc
+// is found, unless `--no-cuda` is said.
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -30,6 +31,10 @@ function bundle() {
     copyFileSync(path, join(release, name))
     if (name.startsWith('libdnnl')) standInForOpenCL(path)
   }
+  if (process.argv.includes('--no-cuda')) return
+  if (spawnSync(process.env.CUDACXX ?? 'nvcc', ['--version'], { stdio: 'ignore' }).status === 0)
+    run(process.execPath, [join(root, 'scripts/cuda.mjs')], { stdio: 'inherit' })
+  else console.log('no nvcc: the package is made without the CUDA backend')
 }
 
 /**
@@ -77,7 +82,8 @@ else {
   for (const folder of ['prebuilds', 'build/Release']) rmSync(join(root, folder), { recursive: true, force: true })
   const prebuildify = join(root, 'node_modules/prebuildify/bin.js')
   const how = ['--napi', '--strip', '--tag-libc', '--node-gyp', './scripts/cmake-gyp']
-  run(process.execPath, [prebuildify, ...how, '--postinstall', 'node scripts/prebuild.mjs --bundle'], {
+  const bundling = ['node scripts/prebuild.mjs --bundle', ...process.argv.filter((a) => a === '--no-cuda')].join(' ')
+  run(process.execPath, [prebuildify, ...how, '--postinstall', bundling], {
     stdio: 'inherit',
   })
   rmSync(release, { recursive: true, force: true }) // what is left there would be found before prebuilds/

@@ -54,7 +54,7 @@ export const peerKinds: readonly PeerKind[] = [
   },
   {
     name: 'onnxruntime',
-    installed: () => hasPackage('onnxruntime-node') && hasPython('torch', 'onnx', 'onnxscript'),
+    installed: () => hasPackage('onnxruntime-node') && hasPython('torch', 'onnx'),
     command: () => ({ command: process.execPath, args: [`${built}onnxruntime.js`] }),
     takes: (c, precision) => listed(c, 'onnxruntime') && precision === 'f32' && !c.random,
   },

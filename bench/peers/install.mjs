@@ -24,15 +24,5 @@ run('llama.cpp and onnxruntime', 'npm', ['install', '--omit=optional', '--no-aud
 })
 // What is installed already, a PyTorch for instance, is used.
 if (existsSync(python) || run('Python environment', 'python3', ['-m', 'venv', '--system-site-packages', '.venv']))
-  run('PyTorch and writers of models', python, [
-    '-m',
-    'pip',
-    'install',
-    '-q',
-    'torch==2.13.0',
-    'numpy',
-    'gguf',
-    'onnx',
-    'onnxscript',
-  ])
+  run('PyTorch and writers of models', python, ['-m', 'pip', 'install', '-q', 'torch==2.13.0', 'numpy', 'gguf', 'onnx'])
 process.exit(failed ? 1 : 0)

@@ -120,6 +120,8 @@ void backward(const Tensors& roots, const Tensors& seeds) {
     if (leaf) {
       check<ShapeError>(g.shape() == leaf->shape, "[backward] a gradient of shape ", g.shape(),
                         " reached a leaf of shape ", leaf->shape);
+      check<DeviceError>(g.device() == leaf->storage->device, "[backward] a gradient on ", name_of(g.device()),
+                         " reached a leaf on ", name_of(leaf->storage->device));
       Tensor sum = leaf->grad ? Tensor(std::move(leaf->grad)) : Tensor();
       // From the second part on in f32: of many small batches, rounding every sum to bf16 would lose most.
       if (sum) {
@@ -143,12 +145,12 @@ void backward(const Tensors& roots, const Tensors& seeds) {
     Tensor g = seeds.empty() ? Tensor() : seeds[i];
     if (!g) {
       check<ShapeError>(y.numel() == 1, "[backward] a gradient must be given for a tensor of shape ", y.shape());
-      g = Tensor::full(y.shape(), 1, y.dtype());
+      g = Tensor::full(y.shape(), 1, y.dtype(), y.device());
     }
     check<ShapeError>(g.shape() == y.shape(), "[backward] gradient of shape ", g.shape(), " for a tensor of shape ",
                       y.shape());
     check<DTypeError>(g.dtype() == y.dtype(), "[backward] gradient is ", g.dtype(), " but the tensor is ", y.dtype());
-    deliver(y.impl()->node, y.impl()->node ? nullptr : y.impl(), contiguous(g.detach()));
+    deliver(y.impl()->node, y.impl()->node ? nullptr : y.impl(), contiguous(g.detach()).to(y.device()));
   }
 
   while (!ready.empty()) {
@@ -206,7 +208,7 @@ Tensor checkpoint(const std::function<Tensor(const Tensors&)>& fn, const Tensors
     for (size_t i = 0; i < inputs.size(); i++)
       if (needs[i])
         grads[i] = leaves[i].grad() ? cast(leaves[i].grad(), inputs[i].dtype())
-                                    : Tensor::zeros(inputs[i].shape(), inputs[i].dtype());
+                                    : Tensor::zeros(inputs[i].shape(), inputs[i].dtype(), inputs[i].device());
     return grads;
   });
 }

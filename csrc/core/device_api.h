@@ -12,10 +12,10 @@
 namespace deem {
 
 struct DeviceInfo {
-  std::string name;  // e.g. "NVIDIA H100"
-  int index, count;  // of the device in use, of all that there are
-  int major, minor;  // compute capability; 0 for the CPU
-  size_t total_bytes, free_bytes;
+  std::string name;                // e.g. "NVIDIA H100"
+  int index, count;                // this one of how many
+  int major, minor;                // compute capability; 0 for the CPU
+  size_t total_bytes, free_bytes;  // of a GPU that is not in use nothing is said to be taken
 };
 
 struct DeviceApi {
@@ -35,8 +35,9 @@ struct DeviceApi {
   void (*fill)(void* to, int byte, size_t bytes);
   void (*synchronize)();  // waits for all of it; throws what went wrong in a kernel
 
-  DeviceInfo (*info)();
-  void (*select)(int index);  // throws DeviceError for an index that is not there; before the first allocation only
+  // -1: the one in use. Throws DeviceError for an index that is not there, and that says what is missing where nothing works.
+  DeviceInfo (*info)(int index);
+  void (*select)(int index);  // as info; the one in use may be chosen again, another only before the first allocation
 
   // What is queued between begin and end is recorded instead of run. Nothing may wait in between. A graph's blocks belong to it
   // until it is destroyed. launch queues all of it again, on the same addresses.
@@ -47,5 +48,10 @@ struct DeviceApi {
   void (*destroy_graph)(void* graph) noexcept;
 };
 
-const DeviceApi& device_api(Device d);  // throws DeviceError that says what is missing
+// Loads the device's plugin where it is not loaded yet; throws DeviceError that says what is missing.
+const DeviceApi& device_api(Device d);
+
+// Empty where the device works, else what device_api() says is missing. Never throws.
+std::string why_absent(Device d);
+
 }  // namespace deem

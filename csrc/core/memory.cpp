@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <bit>
 #include <cstdlib>
 #include <mutex>
 #include <unordered_map>
@@ -15,13 +14,6 @@ namespace deem {
 namespace {
 
 constexpr size_t kAlign = 64;
-
-// Four classes a power of two: at most 25 % of a block is unused.
-size_t size_class(size_t bytes) {
-  if (bytes <= kAlign) return kAlign;
-  size_t step = std::max(kAlign, std::bit_ceil(bytes) / 8);
-  return (bytes + step - 1) / step * step;
-}
 
 // Large blocks ask for large pages: weights that are read once a token miss the TLB at every small page.
 void* take(size_t size) {
@@ -61,7 +53,7 @@ Pool& pool() {
 
 void* allocate(size_t bytes) {
   check<OutOfMemory>(bytes < (size_t(1) << 48), "cannot allocate ", bytes, " bytes");
-  size_t size = size_class(bytes);
+  size_t size = size_class(bytes, kAlign);
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
   auto& blocks = p.free[size];
@@ -88,7 +80,7 @@ void* allocate(size_t bytes) {
 }
 
 void release(void* block, size_t bytes) noexcept {
-  size_t size = size_class(bytes);
+  size_t size = size_class(bytes, kAlign);
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
   p.stats.current -= size;

@@ -1,6 +1,8 @@
 // Caching allocator of the CPU backend: 64-byte aligned blocks in size classes, kept for reuse, counted, and held
 // below an optional limit. Thread-safe.
 #pragma once
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 
 namespace deem {
@@ -12,6 +14,14 @@ struct MemoryStats {
   size_t limit;        // 0: none
   size_t allocations;  // blocks taken from the system since the start
 };
+
+// The size of the block that holds so many bytes, at least `smallest`, a power of two. Four classes a power of two: at most 25 % of a
+// block is unused.
+inline size_t size_class(size_t bytes, size_t smallest) {
+  if (bytes <= smallest) return smallest;
+  size_t step = std::max(smallest, std::bit_ceil(bytes) / 8);
+  return (bytes + step - 1) / step * step;
+}
 
 void* allocate(size_t bytes);  // throws OutOfMemory; never returns null, also for 0 bytes
 void release(void* block, size_t bytes) noexcept;

@@ -25,4 +25,12 @@ struct Plugin {
 using PluginEntry = const Plugin* (*)();
 constexpr const char* kPluginEntry = "deem_cuda_plugin";
 
+// The CUDA backend, loaded by the first call: from DEEM_CUDA_PLUGIN, else from beside the engine.
+struct CudaPlugin {
+  const DeviceApi* api = nullptr;  // null where something is missing
+  std::string missing;             // what
+};
+const CudaPlugin& cuda_plugin();
+const DeviceApi* cuda_in_use();  // null where it was not loaded or is missing; loads nothing
+
 }  // namespace deem

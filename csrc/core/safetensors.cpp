@@ -277,7 +277,7 @@ bool any_infinite(const Tensor& t) {
 }  // namespace
 
 Tensor cast_weights(const Tensor& t, DType to, const std::string& what) {
-  Tensor from = t.detach();
+  Tensor from = t.detach().to(Device::cpu);
   Tensor out = cast(from, to);
   if (from.dtype() == to || (to != DType::f16 && to != DType::bf16) || !any_infinite(out)) return out;
   Tensor wide = contiguous(cast(from, DType::f32)), back = cast(out, DType::f32);
@@ -346,8 +346,6 @@ void write_safetensors(const std::string& path, const std::vector<NamedTensor>& 
     check<ValueError>(t.name != kMetadata, "[write_safetensors] no tensor can be called ", kMetadata);
     check<ValueError>(names.insert(t.name).second, "[write_safetensors] two tensors are called ", quoted(t.name));
     check<ValueError>(t.tensor.defined(), "[write_safetensors] tensor ", quoted(t.name), " is undefined");
-    check<DeviceError>(t.tensor.device() == Device::cpu, "[write_safetensors] tensor ", quoted(t.name), " is on ",
-                       name_of(t.tensor.device()), ", copy it to the cpu first");
     order.push_back(&t);
   }
   // Wide elements first: the format has no padding between tensors, and this keeps each one aligned for mapping.

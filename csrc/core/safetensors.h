@@ -33,10 +33,10 @@ class SafetensorsFile {
   std::shared_ptr<Impl> p_;
 };
 
-// Weights in another dtype, not recorded. Throws ValueError, naming `what`, where a finite number becomes infinite: f16 ends at 65504.
+// Weights in another dtype, on the CPU, not recorded. Throws ValueError, naming `what`, where a finite number becomes infinite: f16 ends at 65504.
 Tensor cast_weights(const Tensor& t, DType to, const std::string& what);
 
-// Writes to a temporary file in the same folder, syncs it, renames it over `path`. Tensors may be strided. With a dtype, floating
+// Writes to a temporary file in the same folder, syncs it, renames it over `path`. Tensors may be strided and on any device. With a dtype, floating
 // tensors are stored as that; at most one tensor at a time is copied, so that a model needs no second one to be written.
 void write_safetensors(const std::string& path, const std::vector<NamedTensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {}, std::optional<DType> dtype = {});

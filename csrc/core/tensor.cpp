@@ -1,28 +1,35 @@
 #include "core/tensor.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
+#include "core/device_api.h"
 #include "core/memory.h"
+#include "ops.h"
+#include "ops/quantized_linear.h"
+#include "ops/view.h"
 
 namespace deem {
 
-const char* name_of(Device d) { return d == Device::cpu ? "cpu" : "cuda"; }
-
-Device device_from_name(const std::string& name) {
-  if (name == "cpu") return Device::cpu;
-  if (name == "cuda") throw DeviceError("device 'cuda' is not available: this build has no CUDA backend");
-  throw DeviceError("unknown device '" + name + "', known are cpu and cuda");
+void throw_devices_differ(const char* op, Device a, Device b) {
+  throw DeviceError(str("[", op, "] tensors are on different devices: ", name_of(a), " and ", name_of(b)));
 }
 
-Storage::Storage(size_t bytes, Device device) : data(nullptr), bytes(bytes), device(device) {
-  check<DeviceError>(device == Device::cpu, "no allocator for device ", name_of(device));
-  data = allocate(bytes);
+void throw_not_on_cpu(const char* what, Device d) {
+  throw DeviceError(str(what, " needs a tensor on the cpu but it is on ", name_of(d)));
 }
+
+Storage::Storage(size_t bytes, Device device)
+    : data(device == Device::cpu ? allocate(bytes) : device_api(device).allocate(bytes)),
+      bytes(bytes),
+      device(device) {}
 
 Storage::~Storage() {
-  if (!owner) release(data, bytes);
+  if (owner) return;
+  if (device == Device::cpu) release(data, bytes);
+  else device_api(device).release(data, bytes);
 }
 
 Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
@@ -32,7 +39,8 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
-  std::memset(t.raw(), 0, t.nbytes());
+  if (device == Device::cpu) std::memset(t.raw(), 0, t.nbytes());
+  else device_api(device).fill(t.raw(), 0, t.nbytes());
   return t;
 }
 
@@ -46,7 +54,15 @@ static T whole(double value) {
 }
 
 Tensor Tensor::full(const Shape& shape, double value, DType dtype, Device device) {
-  Tensor t = empty(shape, dtype, device);
+  if (device != Device::cpu) {
+    if (value == 0 && !std::signbit(value)) return zeros(shape, dtype, device);
+    Tensor t = empty(shape, dtype, device), one = full({}, value, dtype).to(device);
+    Shape still;
+    for (int i = 0; i < shape.size(); i++) still.push_back(0);
+    copy_into(t, one.view(shape, still, 0));
+    return t;
+  }
+  Tensor t = empty(shape, dtype);
   int64_t n = t.numel();
   switch (dtype) {
     case DType::f32: std::fill_n(t.data<float>(), n, float(value)); break;
@@ -72,7 +88,8 @@ Tensor Tensor::from_storage(std::shared_ptr<Storage> storage, const Shape& shape
 
 Tensor Tensor::from_quantized(std::shared_ptr<const QuantizedWeight> weight, const Shape& shape, DType dtype) {
   auto impl = std::make_shared<TensorImpl>();
-  impl->storage = std::make_shared<Storage>(0, Device::cpu);
+  // No bytes of its own: the codes' tensor stands in for their owner.
+  impl->storage = std::make_shared<Storage>(nullptr, 0, weight->packed.device(), weight->packed.impl_ptr());
   impl->shape = shape;
   impl->strides = shape.contiguous_strides();
   impl->dtype = dtype;
@@ -95,6 +112,7 @@ bool Tensor::is_contiguous() const {
 
 double Tensor::item() const {
   check<ShapeError>(numel() == 1, "item() needs one element but the shape is ", shape());
+  if (device() != Device::cpu) return to(Device::cpu).item();
   switch (dtype()) {
     case DType::f32: return *data<float>();
     case DType::bf16: return float(*data<bf16>());
@@ -119,8 +137,33 @@ Tensor Tensor::view(const Shape& shape, const Shape& strides, int64_t offset) co
 
 Tensor Tensor::detach() const { return view(shape(), strides(), 0); }
 
+Tensor Tensor::to(Device device) const {
+  if (device == this->device()) return *this;
+  if (p_->quantized)
+    return from_quantized(std::make_shared<QuantizedWeight>(p_->quantized->packed.to(device), p_->quantized->format),
+                          shape(), dtype());
+  Tensor from = is_contiguous() ? *this : clone(), out = empty(shape(), dtype(), device);
+  out.overwrite(from);
+  return out;
+}
+
+void Tensor::overwrite(const Tensor& from) const {
+  check<ShapeError>(is_contiguous() && from.is_contiguous() && from.nbytes() <= nbytes(), "overwrite() needs ",
+                    "contiguous tensors, the new one no larger, but got ", from.shape(), " for ", shape());
+  check<DTypeError>(from.dtype() == dtype(), "overwrite() needs ", dtype(), " but got ", from.dtype());
+  if (from.nbytes() == 0) return;
+  const DeviceApi& api = device_api(device() == Device::cpu ? from.device() : device());
+  auto* move = from.device() == device() ? api.copy : device() == Device::cpu ? api.download : api.upload;
+  move(raw(), from.raw(), from.nbytes());
+}
+
 Tensor Tensor::clone() const {
   Tensor out = empty(shape(), dtype(), device());
+  if (device() != Device::cpu) {
+    if (is_contiguous()) device_api(device()).copy(out.raw(), raw(), nbytes());
+    else copy_into(out, *this);
+    return out;
+  }
   size_t width = size_of(dtype());
   if (is_contiguous()) {
     std::memcpy(out.raw(), raw(), nbytes());
@@ -159,6 +202,10 @@ void Tensor::keep_master() const {
   check<DTypeError>(is_float(dtype()), "only floating tensors can have a master copy but this one is ", dtype());
   if (dtype() == DType::f32 || p_->master) return;
   check<ValueError>(is_contiguous() && !p_->node, "only a contiguous leaf can have a master copy");
+  if (device() != Device::cpu) {
+    p_->master = cast(detach(), DType::f32).impl_ptr();
+    return;
+  }
   Tensor m = empty(shape(), DType::f32, device());
   dispatch_float(dtype(), "keep_master", [&]<class T>(T) {
     const T* from = static_cast<const T*>(raw());
@@ -169,6 +216,13 @@ void Tensor::keep_master() const {
 
 void Tensor::sync_master() const {
   if (!p_->master) return;
+  if (device() != Device::cpu) {  // once a weight is loaded: the host does it
+    Tensor values = to(Device::cpu);
+    values.p_->master = master().to(Device::cpu).impl_ptr();
+    values.sync_master();
+    master().overwrite(values.master());
+    return;
+  }
   float* to = master().data<float>();
   dispatch_float(dtype(), "sync_master", [&]<class T>(T) {
     if constexpr (!std::is_same_v<T, float>) {

@@ -12,7 +12,12 @@ namespace deem {
 
 enum class Device : uint8_t { cpu, cuda, count };
 const char* name_of(Device d);
-Device device_from_name(const std::string& name);  // throws DeviceError
+// cpu; cuda or cuda:1, which loads its plugin and chooses the GPU; auto, which is cuda where that works. Throws DeviceError that says
+// what is unknown or missing.
+Device device_from_name(const std::string& name);
+// Of models and floating tensors where nothing else is said: DEEM_DEVICE, or what was set, else the CPU. Throws as the above.
+Device default_device();
+void set_default_device(Device d);
 
 // Bytes with an owner. `owner` is set when the bytes belong to somebody else (a mapped file, a JavaScript buffer).
 struct Storage {
@@ -83,13 +88,20 @@ class Tensor {
   template <class T>
   T* data() const;  // throws DTypeError where T is not the tensor's type
   template <class T>
-  std::span<T> values() const;  // all elements of a contiguous CPU tensor
-  double item() const;          // the only element, as a double; throws ShapeError for more
+  std::span<T> values() const;  // all elements of a contiguous CPU tensor; throws DeviceError for another's
+  double item() const;          // the only element, as a double, from any device; throws ShapeError for more
 
   // Same storage, other shape and strides; not recorded. Operations on graphs are in ops.h.
   Tensor view(const Shape& shape, const Shape& strides, int64_t offset) const;
   Tensor detach() const;  // same storage, no history
   Tensor clone() const;   // contiguous copy, no history
+  // Itself where it is there already, else a contiguous copy without history: to_device() of ops.h is recorded. A weight in few bits
+  // moves with its codes. Copies to the CPU wait for all that is queued.
+  Tensor to(Device device) const;
+
+  // Overwrites the first bytes of this contiguous tensor with those of a contiguous one of the same dtype, on whatever devices. Not
+  // recorded.
+  void overwrite(const Tensor& from) const;
 
   bool requires_grad() const { return p_->requires_grad; }
   void set_requires_grad(bool on) const;  // leaves of a floating dtype only
@@ -108,6 +120,27 @@ class Tensor {
 
 using MaybeTensor = std::optional<Tensor>;
 
+// A tensor or none, for lists of arguments that are only looked at.
+struct TensorRef {
+  const Tensor* p;
+  TensorRef(const Tensor& t) : p(t.defined() ? &t : nullptr) {}
+  TensorRef(const MaybeTensor& t) : p(t && t->defined() ? &*t : nullptr) {}
+};
+[[noreturn]] void throw_devices_differ(const char* op, Device a, Device b);
+
+// Throws DeviceError, naming `op`, unless all that are given lie on one device; returns that one (the CPU for none).
+inline Device check_same_device(const char* op, std::initializer_list<TensorRef> tensors) {
+  const Tensor* first = nullptr;
+  for (TensorRef t : tensors) {
+    if (!t.p) continue;
+    if (!first) first = t.p;
+    else if (t.p->device() != first->device()) throw_devices_differ(op, first->device(), t.p->device());
+  }
+  return first ? first->device() : Device::cpu;
+}
+
+[[noreturn]] void throw_not_on_cpu(const char* what, Device d);
+
 template <class T>
 T* Tensor::data() const {
   check<DTypeError>(dtype() == dtype_of<std::remove_const_t<T>>::value, "the tensor is ", dtype(), " but was read as ",
@@ -117,6 +150,7 @@ T* Tensor::data() const {
 
 template <class T>
 std::span<T> Tensor::values() const {
+  if (device() != Device::cpu) throw_not_on_cpu("values()", device());
   check<ShapeError>(is_contiguous(), "values() needs a contiguous tensor");
   return {data<T>(), size_t(numel())};
 }

@@ -1,18 +1,128 @@
 #include "ops/conv.h"
 
 #include "cpu/dnnl.h"
+#include "cpu/im2col.h"
+#include "cpu/wide.h"
+#include "ops/matmul.h"
 
 namespace deem {
 
-static onednn::ConvShape shape_of(const ConvSizes& s) {
-  return {s.n,  s.h,      s.w,       s.in,       s.out,        s.kh,        s.kw,     s.oh,
-          s.ow, s.stride, s.pad_top, s.pad_left, s.pad_bottom, s.pad_right, s.groups, s.dtype};
+constinit Kernel<Im2colArgs> im2col_kernel{"im2col"};
+constinit Kernel<Col2imArgs> col2im_kernel{"col2im"};
+
+// ---- few pixels, large weights: products (cpu/im2col.h) -----------------------------------------------------------------
+
+static int64_t pixels(const ConvSizes& s) { return s.n * s.oh * s.ow; }
+static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
+
+// Where copying the weights would cost as much as a good part of the work; measured by `npm run bench -- conv`.
+static bool few_pixels(const ConvSizes& s) {
+  constexpr int64_t kMostPixels = 512, kManyWeights = 1 << 20;
+  return s.groups == 1 && pixels(s) <= kMostPixels && patch(s) * s.out >= kManyWeights;
 }
 
-static void forward(const ConvForwardArgs& a) { onednn::conv_forward(shape_of(a.s), a.x, a.weight, a.bias, a.y); }
-static void data(const ConvDataArgs& a) { onednn::conv_backward_data(shape_of(a.s), a.dy, a.weight, a.dx); }
+static GemmOperand dense(const void* data, int64_t rows, int64_t cols) { return {data, rows, cols, cols, 1, 0}; }
+static GemmOperand transposed(const void* data, int64_t rows, int64_t cols) { return {data, cols, rows, 1, cols, 0}; }
+
+static void product(const GemmOperand& a, const GemmOperand& b, const void* bias, void* c, DType dtype, DType c_dtype) {
+  gemm_kernel(
+      Device::cpu,
+      {.batch = 1, .a = a, .b = b, .bias = bias, .c = c, .c_row_stride = b.cols, .dtype = dtype, .c_dtype = c_dtype});
+}
+
+static void product_forward(const ConvForwardArgs& a) {
+  const ConvSizes& s = a.s;
+  Scratch col(pixels(s) * patch(s), s.dtype);
+  im2col_kernel(Device::cpu, {s, a.x, col.data()});
+  product(dense(col.data(), pixels(s), patch(s)), transposed(a.weight, s.out, patch(s)), a.bias, a.y, s.dtype, s.dtype);
+}
+
+static void product_data(const ConvDataArgs& a) {
+  const ConvSizes& s = a.s;
+  Scratch col(pixels(s) * patch(s), DType::f32);
+  product(dense(a.dy, pixels(s), s.out), dense(a.weight, s.out, patch(s)), nullptr, col.data(), s.dtype, DType::f32);
+  col2im_kernel(Device::cpu, {s, col.floats(), a.dx});
+}
+
+static void product_weights(const ConvWeightsArgs& a) {
+  const ConvSizes& s = a.s;
+  Scratch col(pixels(s) * patch(s), s.dtype);
+  im2col_kernel(Device::cpu, {s, a.x, col.data()});
+  product(transposed(a.dy, pixels(s), s.out), dense(col.data(), pixels(s), patch(s)), nullptr, a.dweight, s.dtype,
+          s.dtype);
+  if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
+}
+
+// ---- the rest: oneDNN ---------------------------------------------------------------------------------------------------
+
+// An operand as f32: itself, or in scratch memory.
+class Wide {
+ public:
+  Wide(const void* data, int64_t count, DType dtype) : data_(data) {
+    if (!data || multiplies(dtype)) return;
+    scratch_.take(count, DType::f32);
+    convert_rows_kernel(Device::cpu, {data, scratch_.data(), 1, count, count, count, dtype, DType::f32});
+    data_ = scratch_.data();
+  }
+  const void* data() const { return data_; }
+
+ private:
+  const void* data_;
+  Scratch scratch_;
+};
+
+// A result computed in f32 and rounded when it goes out of scope, or written directly.
+class WideResult {
+ public:
+  WideResult(void* data, int64_t count, DType dtype) : data_(data), count_(count), dtype_(dtype) {
+    if (data && !multiplies(dtype)) scratch_.take(count, DType::f32);
+  }
+  ~WideResult() {
+    if (scratch_.data())
+      convert_rows_kernel(Device::cpu, {scratch_.data(), data_, 1, count_, count_, count_, DType::f32, dtype_});
+  }
+  WideResult(const WideResult&) = delete;
+  void* data() const { return scratch_.data() ? scratch_.data() : data_; }
+
+ private:
+  void* data_;
+  int64_t count_;
+  DType dtype_;
+  Scratch scratch_;
+};
+
+static onednn::ConvShape shape_of(const ConvSizes& s) {
+  return {s.n,          s.h,         s.w,       s.in,
+          s.out,        s.kh,        s.kw,      s.oh,
+          s.ow,         s.stride,    s.pad_top, s.pad_left,
+          s.pad_bottom, s.pad_right, s.groups,  multiplies(s.dtype) ? s.dtype : DType::f32};
+}
+static int64_t count_x(const ConvSizes& s) { return s.n * s.h * s.w * s.in; }
+static int64_t count_y(const ConvSizes& s) { return pixels(s) * s.out; }
+static int64_t count_weight(const ConvSizes& s) { return patch(s) / s.groups * s.out; }
+
+static void forward(const ConvForwardArgs& a) {
+  const ConvSizes& s = a.s;
+  if (few_pixels(s)) return product_forward(a);
+  Wide x(a.x, count_x(s), s.dtype), weight(a.weight, count_weight(s), s.dtype), bias(a.bias, s.out, s.dtype);
+  WideResult y(a.y, count_y(s), s.dtype);
+  onednn::conv_forward(shape_of(s), x.data(), weight.data(), bias.data(), y.data());
+}
+
+static void data(const ConvDataArgs& a) {
+  const ConvSizes& s = a.s;
+  if (few_pixels(s)) return product_data(a);
+  Wide dy(a.dy, count_y(s), s.dtype), weight(a.weight, count_weight(s), s.dtype);
+  WideResult dx(a.dx, count_x(s), s.dtype);
+  onednn::conv_backward_data(shape_of(s), dy.data(), weight.data(), dx.data());
+}
+
 static void weights(const ConvWeightsArgs& a) {
-  onednn::conv_backward_weights(shape_of(a.s), a.x, a.dy, a.dweight, a.dbias);
+  const ConvSizes& s = a.s;
+  if (few_pixels(s)) return product_weights(a);
+  Wide x(a.x, count_x(s), s.dtype), dy(a.dy, count_y(s), s.dtype);
+  WideResult dweight(a.dweight, count_weight(s), s.dtype), dbias(a.dbias, s.out, s.dtype);
+  onednn::conv_backward_weights(shape_of(s), x.data(), dy.data(), dweight.data(), dbias.data());
 }
 
 static const Register r1{conv_forward_kernel, Device::cpu, forward};

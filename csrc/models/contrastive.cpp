@@ -39,7 +39,8 @@ struct Contrastive : Model {
     for (int64_t i = 0; i < ids.numel(); i++) keep.data<float>()[i] = ids.data<int64_t>()[i] != pad;
     for (int64_t i = 0; i < labels.numel(); i++) labels.data<int64_t>()[i] = i;
     // In f32 from here on: little is left to compute, and scaled by 100 eight bits would not tell captions apart.
-    Tensor text = unit_length(sum(mul(cast(embedding(word_embedding, ids), DType::f32), keep), {1}));
+    Tensor vectors = cast(embedding(word_embedding, ids), DType::f32);
+    Tensor text = unit_length(sum(mul(vectors, keep.to(vectors.device())), {1}));
     Tensor image = unit_length(cast(image_projection(cast(features, image_projection.weight.dtype())), DType::f32));
     // CLIP keeps the scale at or below 100.
     Tensor scale = exp(clamp(cast(logit_scale, DType::f32), -10, std::log(100.0)));

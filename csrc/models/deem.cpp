@@ -86,7 +86,7 @@ Seen VisualTokenizer::look(const Tensor& image, const Tensor& mask, Mode mode) c
                     " positions");
   Tensor q = add(pos_ln(pos_proj(features.tokens)), resample_table(pos_embed, count));
   Tensor inside = reshape(region(mask, side, side, q.dtype()), {n, side * side, 1});
-  q = post_ln(mul(q, cat({Tensor::full({n, 1, 1}, 1, q.dtype()), inside}, 1)));
+  q = post_ln(mul(q, cat({Tensor::full({n, 1, 1}, 1, q.dtype(), q.device()), inside}, 1)));
   if (feature_extractor) q = cat({(*feature_extractor)(seen.maps, mask), q}, 1);
   seen.query_embeds = perceiver(q, {}, mode);
   return seen;
@@ -132,7 +132,7 @@ Deem::Deem(const Json& config, const BuildOptions& build)
 Tensor Deem::visible_mask(const TensorMap& inputs) const {
   if (auto mask = optional_input(inputs, "image_tensors_mask")) return *mask;
   const Tensor& image = input(inputs, "image_tensors");
-  return Tensor::full({image.size(0), image.size(1), image.size(2), 1}, 1, image.dtype());
+  return Tensor::full({image.size(0), image.size(1), image.size(2), 1}, 1, image.dtype(), image.device());
 }
 
 static void check_images(const char* name, const Tensor& t, const Shape& shape) {
@@ -162,7 +162,7 @@ Deem::Prepared Deem::prepare(const TensorMap& inputs, Mode mode) const {
     // No images rather than no features: a row reads the same whether or not its neighbours have pictures.
     int64_t positions = 0;
     for (int64_t side : c_.spatial_shapes) positions += side * side;
-    p.features = Tensor::zeros({ids.size(0), 0, positions, c_.image_embed_dim}, p.embeds.dtype());
+    p.features = Tensor::zeros({ids.size(0), 0, positions, c_.image_embed_dim}, p.embeds.dtype(), p.embeds.device());
     return p;
   }
   check_pictures(inputs, n);
@@ -186,7 +186,7 @@ Deem::ImageContext Deem::read_context(const Tensor& states, const Contexts& cont
   int64_t longest = contexts.index.size(1), width = states.size(1);
   check<ShapeError>(longest <= c_.seq_len, "[deem] a context of ", longest, " positions exceeds seq_len ", c_.seq_len);
   Tensor read = gather_rows(states, contexts.index);
-  out.features = add(context_feat_proj_(read), cast(sincos_1d(width, longest), states.dtype()));
+  out.features = add(context_feat_proj_(read), cast(sincos_1d(width, longest).to(states.device()), states.dtype()));
   out.keep = contexts.keep;
   out.cond = image_perceiver_(out.features, out.keep, mode);
   return out;
@@ -231,17 +231,18 @@ Tensor nonzero(const Tensor& x) {
   return Tensor::from<int64_t>({int64_t(at.size())}, at);
 }
 
-// The draws of a step: given by name, or from the step's random stream.
+// The draws of a step: given by name, or from the step's random stream. Timesteps are on the host.
 struct Draws {
   const TensorMap& inputs;
   uint64_t seed;
+  Device device;
   Tensor normal(const char* name, const Shape& shape) const {
     if (auto t = optional_input(inputs, name)) return checked(name, *t, shape, DType::f32);
-    return randn(shape, int64_t(seed), int64_t(take_stream()));
+    return randn(shape, int64_t(seed), int64_t(take_stream()), device);
   }
   Tensor uniform(const char* name, const Shape& shape) const {
     if (auto t = optional_input(inputs, name)) return checked(name, *t, shape, DType::f32);
-    return rand(shape, int64_t(seed), int64_t(take_stream()));
+    return rand(shape, int64_t(seed), int64_t(take_stream()), device);
   }
   Tensor timesteps(const char* name, int64_t n, int64_t steps) const {
     if (auto t = optional_input(inputs, name)) return checked(name, *t, {n}, DType::i64);
@@ -268,6 +269,9 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
   o.finish();
 
   const Tensor &ids = input(inputs, "text_ids"), &keep = input(inputs, "attention_mask");
+  // Fetched before anything is queued that one would have to wait for.
+  Tensor loss_mask;
+  if (auto m = optional_input(inputs, "image_loss_mask")) loss_mask = m->detach().to(Device::cpu);
   Prepared p = prepare(inputs, mode);
   int64_t n = p.starts.images();
   with_img &= n > 0;
@@ -291,7 +295,7 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
   gather("loss_txt", cross_entropy(shifted, reshape(labels, {rows * (length - 1)})), w_txt);
 
   // Both diffusion losses look at the same pictures; the moments are shared where the normalisation is.
-  Draws draws{inputs, rng_state().seed};
+  Draws draws{inputs, rng_state().seed, p.embeds.device()};
   const Denoiser& sd = visual_.encoder;
   Tensor mean, logvar, once;
   auto moments = [&](const Tensor& image) {
@@ -334,9 +338,9 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
     Tensor stays = reshape(greater(add_scalar(draws.uniform("uncond_rand", {n}), -c_.uncond_prob), -1e-30), {n, 1, 1});
     Tensor cond = where(stays, ctx.cond, neg_prompt_embeds_);
     // Pictures whose context is only [bos, soi] have nothing to be painted from.
+    // On the host, where it says which pictures are denoised.
     Tensor real = cast(greater(add_scalar(sum(cast(ctx.keep, DType::f32), {1}), -2), 0), DType::f32);
-    if (auto m = optional_input(inputs, "image_loss_mask"))
-      real = mul(real, Draws::checked("image_loss_mask", *m, {n}, DType::f32));
+    if (loss_mask) real = mul(real, Draws::checked("image_loss_mask", loss_mask, {n}, DType::f32));
     // What carries no loss is not denoised, unless somebody wants to see it.
     Tensor rows = details ? Tensor() : nonzero(real);
     auto pick = [&](const Tensor& x) { return rows && rows.numel() < n ? gather_rows(x, rows) : x; };
@@ -346,10 +350,10 @@ TensorMap Deem::train(const TensorMap& inputs, const Json& options) const {
     if (!rows || rows.numel() > 0) {
       d = denoise(sd, pick(mean), pick(logvar), pick(eps), pick(noise), pick(t), pick(cond), history,
                   pick(ctx.history_mask));
-      Tensor weight = cast(reshape(pick(real), {d.error.size(0), 1, 1, 1}), d.error.dtype());
+      Tensor weight = cast(reshape(pick(real), {d.error.size(0), 1, 1, 1}), d.error.dtype()).to(d.error.device());
       gather("loss_img", mul_scalar(deem::mean(mul(d.error, weight)), double(d.error.size(0)) / double(n)), w_img);
     } else {
-      gather("loss_img", Tensor::full({}, 0, mean.dtype()), w_img);
+      gather("loss_img", Tensor::full({}, 0, mean.dtype(), mean.device()), w_img);
     }
     if (details) {
       out["context_features"] = ctx.features;

@@ -114,8 +114,9 @@ namespace {
 
 // What all layers of one pass share.
 struct Pass {
-  Tensor positions, relative, centre;
-  MaybeTensor keep;
+  Tensor turns;  // of rope_by()
+  Tensor plan;   // of planned_attention()
+  Tensor relative, centre;
   LevelShapes levels;
 };
 
@@ -131,11 +132,11 @@ static Tensor self_attention(const Llama::Layer& l, const LlamaConfig& c, const 
                              LayerState* state) {
   int64_t batch = x.size(0), length = x.size(1), head_size = c.hidden_size / c.num_attention_heads;
   auto split = [&](const Tensor& t, int64_t heads) { return reshape(t, {batch, length, heads, head_size}); };
-  Tensor q = rope(split(l.q_proj(x), c.num_attention_heads), pass.positions, c.rope_theta);
-  Tensor k = rope(split(l.k_proj(x), c.num_key_value_heads), pass.positions, c.rope_theta);
+  Tensor q = rope_by(split(l.q_proj(x), c.num_attention_heads), pass.turns);
+  Tensor k = rope_by(split(l.k_proj(x), c.num_key_value_heads), pass.turns);
   Tensor v = split(l.v_proj(x), c.num_key_value_heads);
   if (state) std::tie(k, v) = state->extend(k, v);
-  return l.o_proj(reshape(attention(q, k, v, pass.keep, {.causal = true}), {batch, length, c.hidden_size}));
+  return l.o_proj(reshape(planned_attention(q, k, v, pass.plan), {batch, length, c.hidden_size}));
 }
 
 // features: of images that the state does not know yet, or undefined.
@@ -186,13 +187,14 @@ LlamaOutput Llama::forward(const Tensor& embeds, const MaybeTensor& keep, const 
   }
 
   Pass pass;
-  pass.keep = keep;
-  pass.positions = positions ? *positions : counted_positions(batch, length, done);
+  pass.plan = attention_plan(keep, length, done + length, true, embeds.device());
+  pass.turns = rope_table(positions ? *positions : counted_positions(batch, length, done),
+                          config.hidden_size / config.num_attention_heads, config.rope_theta, embeds.device());
   bool images = features || (state && state->has_images());
   if (images) {
     check<ValueError>(image_mask.has_value(), "[llama] features need an image_mask");
     pass.relative = relative_index(*image_mask, length, config.mmfs_max_images);
-    pass.centre = Tensor::full({1, 2}, 0.5, embeds.dtype());
+    pass.centre = Tensor::full({1, 2}, 0.5, embeds.dtype(), embeds.device());
     for (int64_t side : config.spatial_shapes) pass.levels.push_back({side, side});
   }
 
@@ -222,10 +224,36 @@ LlamaOutput Llama::forward(const Tensor& embeds, const MaybeTensor& keep, const 
   if (state) {
     if (state->keeps_hidden_)
       state->extend(state->hidden_, reshape(out.last_hidden, {batch, length, 1, config.hidden_size}));
+    if (features) state->version_++;
     state->image_values_ = std::move(image_values);
     state->length_ += length;
   }
   return out;
+}
+
+Tensor Llama::step(const Step& in, LlamaState& state) const {
+  check<ValueError>(state.layers_.size() == layers.size() && state.length() < state.room(),
+                    "[llama] the state has no room for a step");
+  Pass pass{.turns = in.turns, .plan = in.plan, .relative = in.relative, .centre = {}, .levels = {}};
+  if (in.relative) {
+    pass.centre = Tensor::full({1, 2}, 0.5, in.embeds.dtype(), in.embeds.device());
+    for (int64_t side : config.spatial_shapes) pass.levels.push_back({side, side});
+  }
+  Tensor x = in.embeds;
+  for (size_t i = 0; i < layers.size(); i++) {
+    LlamaState::Layer& own = state.layers_[i];
+    Tensor seen = state.image_values_.empty() ? Tensor() : state.image_values_[i];
+    LayerState here{[&](const Tensor& k, const Tensor& v) {
+                      put_rows(own.keys, k, in.places);
+                      put_rows(own.values, v, in.places);
+                      return std::pair{own.keys, own.values};
+                    },
+                    seen};
+    x = run_layer(layers[i], config, x, {}, pass, &here);
+  }
+  Tensor hidden = norm(x);
+  if (state.keeps_hidden_) put_rows(state.hidden_, hidden, in.places);
+  return hidden;
 }
 
 // ---- the model alone ---------------------------------------------------------------------------------------------------

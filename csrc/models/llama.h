@@ -2,6 +2,7 @@
 // N images of S positions and D channels, H heads.
 #pragma once
 #include "models/mmfs.h"
+#include "ops/embedding.h"
 
 namespace deem {
 
@@ -36,7 +37,10 @@ class LlamaState {
   void select(const Tensor& rows);              // row i becomes row rows[i] (i64), e.g. of surviving beams
   Tensor keys(size_t layer) const;              // [B, length, Hkv, head size], after RoPE; a view
   Tensor values(size_t layer) const;
-  Tensor hidden() const;  // [B, length, C] after the final norm, where they are kept
+  Tensor hidden() const;                         // [B, length, C] after the final norm, where they are kept
+  int64_t room() const;                          // positions that fit before the buffers are replaced
+  uint64_t version() const { return version_; }  // another one whenever a buffer is replaced or what lies there moves
+  void count(int64_t positions) { length_ += positions; }  // that Llama::step() wrote
   // Starts from keys and values of a layer [B, T, Hkv, head size], equal T in all layers.
   void put(size_t layer, const Tensor& keys, const Tensor& values);
 
@@ -46,13 +50,14 @@ class LlamaState {
     Tensor keys, values;  // [B, room, Hkv, head size]
   };
   // Writes x [B, T, Hkv, head size] after what is there; gives all of it.
-  Tensor extend(Tensor& buffer, const Tensor& x) const;
+  Tensor extend(Tensor& buffer, const Tensor& x);
 
   std::vector<Layer> layers_;
   Tensor hidden_;  // [B, room, 1, C]
   bool keeps_hidden_ = false;
   Tensors image_values_;  // per layer [B, N, S, D] as MMFS samples them; undefined where a layer sees no images
   int64_t length_ = 0, reserved_ = 0;
+  uint64_t version_ = 0;
 };
 
 struct LlamaOutput {
@@ -93,6 +98,18 @@ struct Llama {
   LlamaOutput forward(const Tensor& embeds, const MaybeTensor& keep = {}, const MaybeTensor& features = {},
                       const MaybeTensor& image_mask = {}, const MaybeTensor& positions = {},
                       const LlamaOptions& options = {}, LlamaState* state = nullptr) const;
+
+  // One more position for each row, as work that can be recorded once and replayed: what differs from one to the next lies in tensors
+  // on the model's device, and sizes are those of the state's buffers, however full they are.
+  struct Step {
+    Tensor embeds;     // [B, 1, C]
+    Tensor turns;      // of rope_table(), [B, 1, 2, D / 2]
+    Tensor plan;       // of attention_plan() for 1 query and room() keys
+    RowPlaces places;  // row b to b * room() + length()
+    Tensor relative;   // of relative_index(), on the host; undefined without images
+  };
+  // [B, 1, C] after the final norm. The state's length is the caller's to count.
+  Tensor step(const Step& in, LlamaState& state) const;
 };
 
 }  // namespace deem

@@ -14,7 +14,9 @@ Tensor LlamaState::hidden() const {
   return reshape(slice(hidden_, 1, 0, length_), {hidden_.size(0), length_, hidden_.size(3)});
 }
 
-Tensor LlamaState::extend(Tensor& buffer, const Tensor& x) const {
+int64_t LlamaState::room() const { return layers_.empty() || !layers_[0].keys ? 0 : layers_[0].keys.size(1); }
+
+Tensor LlamaState::extend(Tensor& buffer, const Tensor& x) {
   no_gradient("llama with a state", x, {x});
   int64_t batch = x.size(0), end = length_ + x.size(1);
   if (!buffer || buffer.size(1) < end) {
@@ -22,6 +24,7 @@ Tensor LlamaState::extend(Tensor& buffer, const Tensor& x) const {
     Tensor wider = Tensor::empty({batch, room, x.size(2), x.size(3)}, x.dtype(), x.device());
     if (length_ > 0) copy_into(slice(wider, 1, 0, length_), slice(buffer, 1, 0, length_));
     buffer = wider;
+    version_++;
   }
   check<ShapeError>(buffer.size(0) == batch, "[llama] the state holds ", buffer.size(0), " rows but got ", batch);
   copy_into(slice(buffer, 1, length_, end), x);
@@ -32,6 +35,7 @@ void LlamaState::put(size_t layer, const Tensor& keys, const Tensor& values) {
   if (layers_.size() <= layer) layers_.resize(layer + 1);
   layers_[layer] = {};
   length_ = 0;
+  version_++;
   extend(layers_[layer].keys, keys);
   extend(layers_[layer].values, values);
   length_ = keys.size(1);
@@ -44,6 +48,7 @@ void LlamaState::truncate(int64_t length) {
 }
 
 void LlamaState::select(const Tensor& rows) {
+  version_++;
   std::vector<Tensor*> buffers;
   for (Layer& l : layers_) buffers.insert(buffers.end(), {&l.keys, &l.values});
   if (keeps_hidden_) buffers.push_back(&hidden_);

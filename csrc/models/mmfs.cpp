@@ -23,7 +23,8 @@ Tensor relative_index(const Tensor& mask, int64_t queries, int64_t max_images) {
   int64_t batch = mask.size(0), images = mask.size(-1), rows = per_query ? mask.size(1) : 1;
   check<ShapeError>(!per_query || rows >= queries, "[mmfs] mask must have at least ", queries, " rows but has shape ",
                     mask.shape());
-  Tensor seen = contiguous(cast(mask.detach(), DType::f32)), out = Tensor::empty({batch, images, queries}, DType::i64);
+  Tensor seen = contiguous(cast(mask.detach().to(Device::cpu), DType::f32)),
+         out = Tensor::empty({batch, images, queries}, DType::i64);
   std::span<const float> visible = seen.values<float>();
   for (float v : visible) check<ValueError>(v == 0 || v == 1, "[mmfs] mask must hold 0 and 1 but holds ", v);
   int64_t* index = out.data<int64_t>();

@@ -15,7 +15,7 @@ struct MmfsConfig {
   static MmfsConfig read(const Config& c);  // of an MMFS that stands alone
 };
 
-// mask [B, N], [B, Q, N] or [B, longer than Q, N] (its last row serves all), 0/1 of any dtype -> i64 [B, N, Q]: visible images
+// mask [B, N], [B, Q, N] or [B, longer than Q, N] (its last row serves all), 0/1 of any dtype -> i64 [B, N, Q] on the host: visible images
 // count 1 (nearest) upward, hidden ones are 0. Throws ValueError where more than max_images - 1 are visible.
 Tensor relative_index(const Tensor& mask, int64_t queries, int64_t max_images);
 

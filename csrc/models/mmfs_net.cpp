@@ -35,7 +35,7 @@ MmfsNet::Block::Block(const Scope& s, int64_t query_dim, int64_t feature_dim, co
       conv(s / "conv", query_dim, query_dim, 1, Conv2dOptions{}, Init::zeros()) {}
 
 // Centres of the pixels of an h x w map, (x, y) in 0..1, row-major.
-static Tensor pixel_centres(int64_t h, int64_t w, DType dtype) {
+static Tensor pixel_centres(int64_t h, int64_t w, DType dtype, Device device) {
   Tensor t = Tensor::empty({h * w, 2});
   float* p = t.data<float>();
   for (int64_t i = 0; i < h; i++)
@@ -43,14 +43,14 @@ static Tensor pixel_centres(int64_t h, int64_t w, DType dtype) {
       *p++ = (float(j) + 0.5f) / float(w);
       *p++ = (float(i) + 0.5f) / float(h);
     }
-  return cast(t, dtype);
+  return cast(t, dtype).to(device);
 }
 
 Tensor MmfsNet::Block::operator()(const Tensor& x, const Tensor& features, const LevelShapes& shapes,
                                   const Tensor& mask) const {
   int64_t n = x.size(0), h = x.size(1), w = x.size(2), c = x.size(3);
   Tensor query = add(query_norm(reshape(x, {n, h * w, c})), resample_grid(pos_embed, h, w));
-  Tensor y = mmfs(query, pixel_centres(h, w, x.dtype()), feat_norm(features), shapes, mask);
+  Tensor y = mmfs(query, pixel_centres(h, w, x.dtype(), x.device()), feat_norm(features), shapes, mask);
   return conv(reshape(y, x.shape()));
 }
 

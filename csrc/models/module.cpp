@@ -59,14 +59,14 @@ Tensor ParameterStore::add(const std::string& name, const Shape& shape, const In
   if (role == Role::linear && build_.quantization.covers(name)) {
     QuantFormat format = build_.quantization.format;
     format.cols = shape[1];
-    Tensor codes = quantize(t, format.bits, format.group, format.symmetric);
+    Tensor codes = quantize(t, format.bits, format.group, format.symmetric).to(build_.device);
     Tensor stand_in = Tensor::from_quantized(std::make_shared<QuantizedWeight>(codes, format), shape, dtype());
     std::string stored = name + "." + format.suffix();
     index_[stored] = list_.size();
     list_.push_back({stored, codes, false, false, true, stand_in});
     return stand_in;
   }
-  t = cast(t, dtype());
+  t = cast(t, dtype()).to(build_.device);
   if (role != Role::buffer) t.set_requires_grad(true);
   index_[name] = list_.size();
   list_.push_back({name, t, role == Role::conv, role == Role::norm, role == Role::buffer});
@@ -121,7 +121,7 @@ void ParameterStore::assign(const std::string& name, const Tensor& published_val
                         " but the weight given has ", v.shape());
     check<WeightsError>(is_float(v.dtype()), "parameter '", name, "' is floating but the weight given is ", v.dtype());
     Tensor codes = quantize(v, f.bits, f.group, f.symmetric);
-    std::copy_n(codes.data<uint8_t>(), codes.nbytes(), q->value.data<uint8_t>());
+    q->value.overwrite(codes);
     return;
   }
   Parameter& p = at(name);
@@ -132,19 +132,16 @@ void ParameterStore::assign(const std::string& name, const Tensor& published_val
   if (p.quantized) {
     check<WeightsError>(v.dtype() == DType::u8, "parameter '", p.name, "' holds codes, u8, but the weight given is ",
                         v.dtype());
-    v = contiguous(v);
-    std::copy_n(v.data<uint8_t>(), v.nbytes(), p.value.data<uint8_t>());
+    p.value.overwrite(contiguous(v));
     return;
   }
   check<WeightsError>(is_float(v.dtype()), "parameter '", p.name, "' is floating but the weight given is ", v.dtype());
   if (p.conv) v = permute(v, {0, 2, 3, 1});
-  Tensor rounded = contiguous(cast_weights(v, p.value.dtype(), "parameter '" + p.name + "'"));
-  std::copy_n(static_cast<const char*>(rounded.raw()), rounded.nbytes(), static_cast<char*>(p.value.raw()));
+  p.value.overwrite(contiguous(cast_weights(v, p.value.dtype(), "parameter '" + p.name + "'")));
   if (Tensor master = p.value.master()) {
     // Values of the parameter's own dtype say nothing new where they are what the master rounds to.
     if (v.dtype() == p.value.dtype()) return p.value.sync_master();
-    v = contiguous(cast(v, DType::f32));
-    std::copy_n(v.data<float>(), v.numel(), master.data<float>());
+    master.overwrite(contiguous(cast(v, DType::f32)));
   }
 }
 
@@ -308,6 +305,14 @@ std::string nearest_name(const std::string& name, const std::vector<std::string>
 
 // ---- models ------------------------------------------------------------------------------------------------------------
 
+TensorMap placed(const ParameterStore& params, const TensorMap& inputs) {
+  if (params.list().empty()) return inputs;
+  Device device = params.list().front().value.device();
+  TensorMap out;
+  for (auto& [name, t] : inputs) out.emplace(name, to_device(t, is_float(t.dtype()) ? device : Device::cpu));
+  return out;
+}
+
 const Tensor& input(const TensorMap& inputs, const std::string& name) {
   auto it = inputs.find(name);
   if (it != inputs.end()) return it->second;
@@ -336,7 +341,7 @@ std::map<std::string, ModelFactory>& model_registry() {
   return *registry;
 }
 
-std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype) {
+std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype, Device device) {
   auto it = model_registry().find(kind);
   if (it == model_registry().end()) {
     std::vector<std::string> known;
@@ -344,7 +349,7 @@ std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64
     throw ConfigError("unknown model '" + kind + "'; the nearest known one is '" + nearest_name(kind, known) + "'");
   }
   check<DTypeError>(is_float(dtype), "a model's dtype must be floating but is ", dtype);
-  BuildOptions build{seed, dtype};
+  BuildOptions build{.seed = seed, .dtype = dtype, .device = device};
   if (config.is_object() && config.contains("quantization")) {
     if (!config["quantization"].is_null()) build.quantization = Quantization::read(config["quantization"]);
     config.erase("quantization");

@@ -56,6 +56,7 @@ struct BuildOptions {
   uint64_t seed = 0;
   DType dtype = DType::f32;
   Quantization quantization = {};
+  Device device = Device::cpu;  // where the parameters lie; their starting values are the same bits everywhere
 };
 
 // All parameters of one model, in the order of their creation. Owned by the model and its root scope.
@@ -70,6 +71,7 @@ class ParameterStore {
   void alias(const std::string& name, const std::string& target);  // a second published name of one tensor
 
   std::vector<Parameter>& list() { return list_; }
+  const std::vector<Parameter>& list() const { return list_; }
   const std::vector<std::pair<std::string, std::string>>& aliases() const { return aliases_; }
   Parameter* find(const std::string& name);  // aliases too; null if absent
   Parameter& at(const std::string& name);    // throws WeightsError naming the nearest known name
@@ -85,6 +87,7 @@ class ParameterStore {
   Parameter* find_quantized(const std::string& name);
 
   DType dtype() const { return build_.dtype; }
+  Device device() const { return build_.device; }
   void check_quantization() const;  // throws ConfigError for a pattern that matched nothing
 
  private:
@@ -225,6 +228,10 @@ struct Model {
                                       const std::shared_ptr<Model>& self);
 };
 
+// Inputs where a model with parameters wants them: floats on their device (recorded), all else on the host. Whoever calls a model or
+// opens a session of it does this first.
+TensorMap placed(const ParameterStore& params, const TensorMap& inputs);
+
 // Inputs by name with a typed error when absent.
 const Tensor& input(const TensorMap& inputs, const std::string& name);
 MaybeTensor optional_input(const TensorMap& inputs, const std::string& name);
@@ -239,6 +246,7 @@ struct RegisterModel {
 };
 // Throws ConfigError for an unknown kind. `trainable` starts true for every floating parameter that is no buffer. The key `quantization` of
 // any model's configuration says which weights lie in few bits.
-std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype);
+std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype,
+                                    Device device = Device::cpu);
 
 }  // namespace deem

@@ -61,10 +61,10 @@ NoiseSchedule::NoiseSchedule(const NoiseScheduleConfig& c) : config_(c), betas_(
   }
 }
 
-Tensor NoiseSchedule::factors(const Tensor& t, bool noise, DType dtype) const {
+Tensor NoiseSchedule::factors(const Tensor& t, bool noise, const Tensor& like) const {
   check<DTypeError>(t.dtype() == DType::i64, "[noise_schedule] timesteps must be i64 but are ", t.dtype());
   check<ShapeError>(t.ndim() == 1, "[noise_schedule] timesteps must be [N] but have shape ", t.shape());
-  Tensor steps = contiguous(t), f = Tensor::empty({t.size(0), 1, 1, 1});
+  Tensor steps = contiguous(t).to(Device::cpu), f = Tensor::empty({t.size(0), 1, 1, 1});
   for (int64_t i = 0; i < t.size(0); i++) {
     int64_t at = steps.data<int64_t>()[i];
     check<IndexError>(at >= 0 && at < this->steps(), "[noise_schedule] timestep ", at, " is outside 0..",
@@ -72,7 +72,7 @@ Tensor NoiseSchedule::factors(const Tensor& t, bool noise, DType dtype) const {
     float a = alphas_cumprod_[size_t(at)];
     f.data<float>()[i] = std::sqrt(noise ? 1.0f - a : a);
   }
-  return cast(f, dtype);
+  return cast(f, like.dtype()).to(like.device());
 }
 
 static void check_noise(const Tensor& latent, const Tensor& noise, const Tensor& t) {
@@ -85,12 +85,12 @@ static void check_noise(const Tensor& latent, const Tensor& noise, const Tensor&
 
 Tensor NoiseSchedule::add_noise(const Tensor& latent, const Tensor& noise, const Tensor& t) const {
   check_noise(latent, noise, t);
-  return add(mul(latent, factors(t, false, latent.dtype())), mul(noise, factors(t, true, latent.dtype())));
+  return add(mul(latent, factors(t, false, latent)), mul(noise, factors(t, true, latent)));
 }
 
 Tensor NoiseSchedule::velocity(const Tensor& latent, const Tensor& noise, const Tensor& t) const {
   check_noise(latent, noise, t);
-  return sub(mul(noise, factors(t, false, latent.dtype())), mul(latent, factors(t, true, latent.dtype())));
+  return sub(mul(noise, factors(t, false, latent)), mul(latent, factors(t, true, latent)));
 }
 
 Tensor NoiseSchedule::target(const Tensor& latent, const Tensor& noise, const Tensor& t,
@@ -103,7 +103,7 @@ Tensor NoiseSchedule::target(const Tensor& latent, const Tensor& noise, const Te
 }
 
 Tensor sniffer_timesteps(const Tensor& t_in) {
-  Tensor t = contiguous(t_in), out = Tensor::empty(t.shape(), DType::i64);
+  Tensor t = contiguous(t_in).to(Device::cpu), out = Tensor::empty(t.shape(), DType::i64);
   for (int64_t i = 0; i < t.numel(); i++)
     out.data<int64_t>()[i] = std::llround(double(t.data<int64_t>()[i] - 500) * 0.6 + 500);
   return out;

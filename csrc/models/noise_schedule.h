@@ -23,7 +23,7 @@ class NoiseSchedule {
   const std::vector<float>& betas() const { return betas_; }
   const std::vector<float>& alphas_cumprod() const { return alphas_cumprod_; }
 
-  // sqrt(a_t) x + sqrt(1 - a_t) noise, t [N] i64 in 0..steps-1 (else IndexError)
+  // sqrt(a_t) x + sqrt(1 - a_t) noise, t [N] i64 on the host in 0..steps-1 (else IndexError)
   Tensor add_noise(const Tensor& latent, const Tensor& noise, const Tensor& t) const;
   Tensor velocity(const Tensor& latent, const Tensor& noise,
                   const Tensor& t) const;  // sqrt(a_t) noise - sqrt(1 - a_t) x
@@ -31,7 +31,7 @@ class NoiseSchedule {
   Tensor target(const Tensor& latent, const Tensor& noise, const Tensor& t, const std::string& kind = "") const;
 
  private:
-  Tensor factors(const Tensor& t, bool noise, DType dtype) const;  // [N, 1, 1, 1]
+  Tensor factors(const Tensor& t, bool noise, const Tensor& like) const;  // [N, 1, 1, 1], dtype and device of `like`
   NoiseScheduleConfig config_;
   std::vector<float> betas_, alphas_cumprod_;
 };

@@ -71,8 +71,8 @@ static Tensor attention_with_dropout(const Tensor& q, const Tensor& k, const Ten
                              1 / std::sqrt(double(q.size(3))));
   if (keep) {
     // Finite in every dtype: a row that sees nothing becomes the mean, as in attention().
-    Tensor seen = reshape(cast(*keep, DType::u8), {k.size(0), 1, 1, k.size(1)});
-    scores = where(seen, scores, Tensor::full({1}, -6e4, scores.dtype()));
+    Tensor seen = reshape(cast(*keep, DType::u8).to(scores.device()), {k.size(0), 1, 1, k.size(1)});
+    scores = where(seen, scores, Tensor::full({1}, -6e4, scores.dtype(), scores.device()));
   }
   return heads_first(matmul(dropout(softmax(scores), p), heads_first(v)));
 }

@@ -35,7 +35,7 @@ static Conditions with_guidance(Conditions c, double guidance) {
 }
 
 PictureSession::PictureSession(std::shared_ptr<Model> owner, const Denoiser& denoiser, Conditions conditions,
-                               const TensorMap& inputs, const PictureOptions& o)
+                               const TensorMap& given_inputs, const PictureOptions& o)
     : Model({.dtype = owner->params.dtype()}),
       owner_(std::move(owner)),
       denoiser_(denoiser),
@@ -46,6 +46,7 @@ PictureSession::PictureSession(std::shared_ptr<Model> owner, const Denoiser& den
       height_(o.height / denoiser.vae.factor()),
       width_(o.width / denoiser.vae.factor()),
       tiling_(o.tiling) {
+  TensorMap inputs = placed(owner_->params, given_inputs);
   int64_t n = conditions_.context.size(0);
   Shape shape{n, height_, width_, denoiser.vae.config.latent_channels};
   MaybeTensor given = optional_input(inputs, "latent"), picture = optional_input(inputs, "picture"),
@@ -82,10 +83,11 @@ PictureSession::PictureSession(std::shared_ptr<Model> owner, const Denoiser& den
 
 Tensor PictureSession::drawn(int64_t stream) const {
   Shape one{1, height_, width_, denoiser_.vae.config.latent_channels};
+  Device device = conditions_.context.device();
   Tensors each;
-  for (int64_t seed : seeds_) each.push_back(randn(one, seed, stream));
+  for (int64_t seed : seeds_) each.push_back(randn(one, seed, stream, device));
   one[0] = 0;
-  return each.empty() ? Tensor::empty(one) : cat(each, 0);
+  return each.empty() ? Tensor::empty(one, DType::f32, device) : cat(each, 0);
 }
 
 // A clean latent with the noise that a state has before an evaluation; after the last one none.
@@ -113,6 +115,7 @@ TensorMap PictureSession::call(const std::string& method, const TensorMap& input
     o.finish();
     check<ConfigError>(n >= 0 && n <= left, "config 'advance.evaluations' must be 0..", left, " but is ", n);
     MaybeTensor noise = optional_input(inputs, "noise");
+    if (noise) noise = noise->to(x_.device());
     check<ValueError>(!noise || n == 1, "[picture] noise is that of one evaluation but ", n, " were asked for");
     for (int64_t i = 0; i < n; i++) {
       poll_cancel();

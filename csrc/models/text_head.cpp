@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ops/view.h"
+
 namespace deem {
 
 TextHeadConfig TextHeadConfig::read(const Config& c) {
@@ -24,9 +26,8 @@ TextHead::TextHead(const Scope& s, const TextHeadConfig& c) : config(c) {
   head.weight = (s / "head").param("weight", {c.txt_vocab_size, c.hidden_size}, Init::normal(0.02));
   head.bias = (s / "head").param("bias", {c.txt_vocab_size}, bias);
   if (added == 0) return;
-  size_t row = size_t(c.hidden_size) * size_of(head.weight.dtype());
-  std::fill_n(static_cast<char*>(head.weight.raw()) + size_t(c.orig_txt_vocab_size) * row, size_t(added) * row,
-              char(0));
+  Tensor rows = slice(head.weight.detach(), 0, c.orig_txt_vocab_size, c.txt_vocab_size);
+  copy_into(rows, broadcast_to(Tensor::zeros({}, rows.dtype(), rows.device()), rows.shape()));
   head_new.emplace();
   head_new->weight = (s / "head_new").param("weight", {added, c.hidden_size}, Init::normal(0.02));
   head_new->bias = (s / "head_new").param("bias", {added}, Init::constant(95));

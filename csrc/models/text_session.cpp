@@ -42,7 +42,8 @@ TextSession::TextSession(std::shared_ptr<Deem> deem, const TensorMap& inputs, co
 }
 
 // Reads prompts, or more of them.
-void TextSession::feed(const TensorMap& inputs, bool first) {
+void TextSession::feed(const TensorMap& given, bool first) {
+  TensorMap inputs = placed(deem_->params, given);
   const Tensor& ids = input(inputs, "text_ids");
   check<ShapeError>(ids.ndim() == 2 && ids.size(1) > 0,
                     "[text] text_ids must be rows of at least one id but have shape ", ids.shape());
@@ -82,6 +83,7 @@ void TextSession::feed(const TensorMap& inputs, bool first) {
                                       visibility, running_positions(all, first ? 0 : keep_.size(1)), {}, &state_);
   // From here on nothing throws: a call that fails leaves the session as it was.
   visibility_ = contiguous(slice(visibility, 1, length - 1, length));
+  graph_.forget();
   shown_ = std::move(shown);
   keep_ = all;
   fixed_ = state_.length();
@@ -98,7 +100,17 @@ void TextSession::feed(const TensorMap& inputs, bool first) {
 void TextSession::look(const Tensor& hidden) {
   int64_t last = hidden.size(1);
   Tensor logits = cast(deem_->head_(slice(hidden, 1, last - 1, last)), DType::f32);
-  logits_ = contiguous(reshape(logits, {logits.size(0), logits.size(2)}));
+  logits_ = contiguous(reshape(logits, {logits.size(0), logits.size(2)})).to(Device::cpu);
+}
+
+void TextSession::read_one(const Tensor& column) {
+  Tensor embeds = embedding(deem_->llm_.embed_tokens, reshape(column, {rows(), 1}));
+  Tensor one = Tensor::full({rows(), 1}, 1, DType::i64), all = cat({keep_, one}, 1);
+  Tensor logits =
+      graph_.step(deem_->llm_, deem_->head_, state_, embeds, all, running_positions(all, keep_.size(1)), visibility_);
+  if (!logits) return look(forward(embeds, one));
+  keep_ = all;
+  logits_ = logits.to(Device::cpu);
 }
 
 // States of new text [R, n, C] with its keep [R, n].
@@ -131,6 +143,7 @@ Tensor TextSession::peek(const Tensor& embeds, const Tensor& keep, const std::fu
 }
 
 void TextSession::select(const Tensor& order) {
+  graph_.forget();
   state_.select(order);
   for (Tensor* t : {&keep_, &visibility_, &logits_})
     if (*t) *t = gather_rows(*t, order);
@@ -172,8 +185,7 @@ void TextSession::step(const TensorMap& inputs) {
     if (!same) select(from);
   }
   if (!column) return;
-  look(forward(embedding(deem_->llm_.embed_tokens, reshape(column, {rows(), 1})),
-               Tensor::full({rows(), 1}, 1, DType::i64)));
+  read_one(column);
   for (int64_t r = 0; r < rows(); r++) held_[size_t(r)].push_back(column.data<int64_t>()[r]);
 }
 
@@ -229,7 +241,7 @@ TensorMap TextSession::beam(const TensorMap& inputs, const Json& options) {
   o.finish();
   check<ConfigError>(rows() % beams == 0, "config 'beam.beams' must divide the ", rows(), " rows but is ", beams);
   check<ConfigError>(count <= beams * width, "config 'beam.count' must be at most ", beams * width, " but is ", count);
-  Tensor totals = contiguous(input(inputs, "totals"));
+  Tensor totals = contiguous(input(inputs, "totals").to(Device::cpu));
   check<ShapeError>(totals.shape() == Shape{rows()}, "[text] totals must be [", rows(), "] but has shape ",
                     totals.shape());
   check<DTypeError>(totals.dtype() == DType::f32, "[text] totals must be f32 but is ", totals.dtype());
@@ -267,8 +279,9 @@ TensorMap TextSession::score(const TensorMap& inputs) {
   Tensor out = Tensor::empty({rows(), n}), logits;
   if (n > 1) {
     Tensor embeds = embedding(deem_->llm_.embed_tokens, slice(ids, 1, 0, n - 1));
-    logits = peek(embeds, slice(keep, 1, 0, n - 1),
-                  [this](const Tensor& hidden) { return contiguous(cast(deem_->head_(hidden), DType::f32)); });
+    logits = peek(embeds, slice(keep, 1, 0, n - 1), [this](const Tensor& hidden) {
+      return contiguous(cast(deem_->head_(hidden), DType::f32)).to(Device::cpu);
+    });
   }
   for (int64_t r = 0; r < rows(); r++)
     for (int64_t i = 0; i < n; i++) {
@@ -336,7 +349,7 @@ Conditions TextSession::painting() {
   Tensors maps;
   for (const Tensors& level : levels)
     maps.push_back(most > 0 ? gather_rows(cat(level, 0), index)
-                            : Tensor::zeros({n, 0, 1, 1, d.c_.image_embed_dim}, hidden.dtype()));
+                            : Tensor::zeros({n, 0, 1, 1, d.c_.image_embed_dim}, hidden.dtype(), hidden.device()));
   Tensor states = reshape(hidden, {n * (length + 1), d.c_.llm.hidden_size});
   return {d.read_context(states, contexts, {}).cond, d.neg_prompt_embeds_,
           MmfsInputs{&d.visual_.encoder.mmfs, maps, mask}};

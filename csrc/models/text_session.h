@@ -1,6 +1,8 @@
 // Text being written after interleaved prompts: the cache, the scores of what comes next, and the ways to go on.
-// R rows (prompts times copies), V ids, N images of a row.
+// R rows (prompts times copies), V ids, N images of a row. Cache and maps are on the model's device; ids, what is kept and seen, and
+// the scores that choices are made from are on the host.
 #pragma once
+#include "models/decode_graph.h"
 #include "models/deem.h"
 
 namespace deem {
@@ -30,7 +32,8 @@ class TextSession : public Model {
   void feed(const TensorMap& inputs, bool first);
   void step(const TensorMap& inputs);  // rows?, ids?
   void select(const Tensor& rows);
-  void look(const Tensor& hidden);  // scores after the last position
+  void look(const Tensor& hidden);      // scores after the last position
+  void read_one(const Tensor& column);  // one id a row, and the scores after it
   void check_text(const Tensor& ids) const;
   Tensor forward(const Tensor& embeds, const Tensor& keep);
   // What f makes of the states of text of which nothing stays, whether it fails or not.
@@ -45,9 +48,10 @@ class TextSession : public Model {
 
   std::shared_ptr<Deem> deem_;
   LlamaState state_;
+  DecodeGraph graph_;
   Tensor keep_;                             // [R, length] i64
   Tensor visibility_;                       // [R, 1, N]: what the last position may look at
-  Tensor logits_;                           // [R, V] f32; undefined after a truncation
+  Tensor logits_;                           // [R, V] f32 on the host; undefined after a truncation
   std::vector<std::vector<int64_t>> held_;  // text ids of each row, in order
   int64_t fixed_ = 0;                       // positions that cannot be taken back
   // Of each row the pictures that the next one may look at, nearest last; their maps [1, h, w, D].

@@ -169,8 +169,13 @@ Tensor Unet::forward(const Tensor& sample, const Tensor& timesteps, const Tensor
       context.ndim() == 3 && context.size(0) == sample.size(0) && context.size(2) == config.cross_attention_dim,
       "[unet] context must be [", sample.size(0), ", T, ", config.cross_attention_dim, "] but has shape ",
       context.shape());
+  return denoise(sample, look_up(timesteps).to(sample.device()), context, mmfs, checkpointed);
+}
+
+Tensor Unet::denoise(const Tensor& sample, const Tensor& looked_up, const Tensor& context,
+                     const std::optional<MmfsInputs>& mmfs, bool checkpointed) const {
   DType dtype = conv_in.weight.dtype();
-  Tensor embedding = cast(timestep_embedding(timesteps, config.block_out_channels[0]), dtype);
+  Tensor embedding = cast(looked_up, dtype);
   Tensor time = silu(time2(time1(embedding, Activation::silu))), words = cast(context, dtype);
 
   // One resnet with its attention; a block of a checkpoint.
@@ -254,7 +259,7 @@ struct UnetModel : Model {
       const Tensor& latent = input(inputs, "latent");
       auto given_noise = optional_input(inputs, "noise"), given_t = optional_input(inputs, "timesteps");
       int64_t seed = int64_t(rng_state().seed);
-      Tensor eps = given_noise ? *given_noise : randn(latent.shape(), seed, int64_t(take_stream()));
+      Tensor eps = given_noise ? *given_noise : randn(latent.shape(), seed, int64_t(take_stream()), latent.device());
       Tensor t = given_t ? *given_t : randint({latent.size(0)}, 0, noise().steps(), seed, int64_t(take_stream()));
       Tensor noisy = noise().add_noise(latent, eps, t), target = noise().target(latent, eps, t, kind);
       Tensor pred = unet->forward(noisy, t, context, mmfs, checkpointed);
@@ -271,7 +276,7 @@ struct UnetModel : Model {
         poll_cancel();
         Tensor y = guided(sampler.scale_input(x, i), sampler.timesteps()[size_t(i)]);
         MaybeTensor noise;
-        if (sampler.draws(i)) noise = randn(x.shape(), int64_t(rng_state().seed), int64_t(take_stream()));
+        if (sampler.draws(i)) noise = randn(x.shape(), int64_t(rng_state().seed), int64_t(take_stream()), x.device());
         x = sampler.step(x, y, i, noise);
         report_progress(i + 1, sampler.evaluations());
       }
@@ -298,13 +303,42 @@ Guided::Guided(const Unet& unet, const Conditions& c)
   mmfs_->mask = cat({mmfs_->mask, mmfs_->mask}, 0);
 }
 
-Tensor Guided::operator()(const Tensor& x, double timestep) const {
-  GradMode off(false);
-  Tensor in = both_ ? cat({x, x}, 0) : x;
-  Tensor y = unet_.forward(in, Tensor::full({in.size(0)}, timestep), context_, mmfs_);
+// From what the denoiser says of both halves of its batch.
+Tensor Guided::guide(const Tensor& y) const {
   if (!both_) return y;
-  Tensor without = slice(y, 0, 0, x.size(0)), with = slice(y, 0, x.size(0), in.size(0));
+  int64_t n = y.size(0) / 2;
+  Tensor without = slice(y, 0, 0, n), with = slice(y, 0, n, 2 * n);
   return add(without, mul_scalar(sub(with, without), guidance_));
+}
+
+Tensor Guided::operator()(const Tensor& x, double timestep) {
+  GradMode off(false);
+  auto batch = [&](const Tensor& one) { return both_ ? cat({one, one}, 0) : one; };
+  Tensor timesteps = Tensor::full({both_ ? 2 * x.size(0) : x.size(0)}, timestep, DType::f32);
+  auto at_once = [&] { return guide(unet_.forward(batch(x), timesteps, context_, mmfs_)); };
+  if (!records_ || !records_graphs(x.device())) return at_once();
+  if (shape_ != x.shape() || dtype_ != x.dtype()) {
+    recorded_ = {};
+    shape_ = x.shape();
+    dtype_ = x.dtype();
+    return at_once();
+  }
+  Tensor looked_up = unet_.look_up(timesteps);
+  Recorded& r = recorded_;
+  if (!r.graph) try {
+      r.x = Tensor::empty(x.shape(), x.dtype(), x.device());
+      r.looked_up = looked_up.to(x.device());
+      r.graph = std::make_unique<DeviceGraph>(
+          x.device(), [&] { r.y = guide(unet_.denoise(batch(r.x), r.looked_up, context_, mmfs_, false)); });
+    } catch (const OutOfMemory&) {  // a graph keeps all that a pass makes
+      recorded_ = {};
+      records_ = false;
+      return at_once();
+    }
+  r.x.overwrite(contiguous(x));
+  r.looked_up.overwrite(looked_up);
+  r.graph->launch();
+  return r.y.clone();  // the next launch writes there
 }
 
 }  // namespace deem

@@ -1,6 +1,7 @@
 // Denoising UNet of Stable Diffusion (diffusers' UNet2DConditionModel, its names) for any number of blocks.
 // sample [N, h, w, C], timesteps [N] i64, context [N, T, D].
 #pragma once
+#include "core/graph.h"
 #include "models/mmfs_net.h"
 #include "models/resnet.h"
 #include "models/sampler.h"
@@ -60,6 +61,10 @@ struct Unet {
   // checkpoint: recompute each block in the backward pass.
   Tensor forward(const Tensor& sample, const Tensor& timesteps, const Tensor& context,
                  const std::optional<MmfsInputs>& mmfs = {}, bool checkpoint = false) const;
+  // The same in two halves: what is looked up of the timesteps [N] (f32, where they lie), and what is computed with it.
+  Tensor look_up(const Tensor& timesteps) const { return timestep_embedding(timesteps, config.block_out_channels[0]); }
+  Tensor denoise(const Tensor& sample, const Tensor& looked_up, const Tensor& context,
+                 const std::optional<MmfsInputs>& mmfs, bool checkpoint) const;
 };
 
 // What one picture is painted from.
@@ -74,15 +79,26 @@ struct Conditions {
 class Guided {
  public:
   Guided(const Unet& unet, const Conditions& conditions);
-  Tensor operator()(const Tensor& x,
-                    double timestep) const;  // what the denoiser says of x [N, h, w, C]; never recorded
+  // What the denoiser says of x [N, h, w, C]; no gradients. On a device that records graphs, the second call for one shape records what
+  // it does, and later ones replay that.
+  Tensor operator()(const Tensor& x, double timestep);
 
  private:
+  Tensor guide(const Tensor& y) const;
+
+  // A pass of the denoiser: what it reads, and what it leaves.
+  struct Recorded {
+    Tensor x, looked_up, y;
+    std::unique_ptr<DeviceGraph> graph;
+  };
   const Unet& unet_;
   Tensor context_;
   std::optional<MmfsInputs> mmfs_;
   double guidance_;
-  bool both_;
+  bool both_, records_ = true;
+  std::optional<Shape> shape_;  // of the last call
+  DType dtype_ = DType::f32;
+  Recorded recorded_;
 };
 
 }  // namespace deem

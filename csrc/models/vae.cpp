@@ -160,8 +160,8 @@ Tensor blended(const Tensor& x, int64_t in, int64_t out, int64_t channels, int64
           Tensor row = slice(slice(of, 0, n, n + 1), 1, r.begin * scale, (r.begin + r.length) * scale);
           return slice(row, 2, c.begin * scale, (c.begin + c.length) * scale);
         };
-        Tensor across = Tensor::from<float>({1, int64_t(c.weight.size()), 1}, c.weight);
-        Tensor down = Tensor::from<float>({1, int64_t(r.weight.size()), 1, 1}, r.weight);
+        Tensor across = Tensor::from<float>({1, int64_t(c.weight.size()), 1}, c.weight).to(x.device());
+        Tensor down = Tensor::from<float>({1, int64_t(r.weight.size()), 1, 1}, r.weight).to(x.device());
         Tensor to = part(y, out), tile = cast(f(contiguous(part(x, in))), DType::f32);
         copy_into(to, add(to, mul(tile, mul(down, across))));
         report_progress(++done, total);
@@ -254,7 +254,8 @@ struct VaeModel : Model {
     const Tensor& image = input(inputs, "image");
     auto [mean_, logvar] = vae.encode(image);
     MaybeTensor given = optional_input(inputs, "eps");
-    Tensor eps = given ? *given : randn(mean_.shape(), int64_t(rng_state().seed), int64_t(take_stream()));
+    Tensor eps =
+        given ? *given : randn(mean_.shape(), int64_t(rng_state().seed), int64_t(take_stream()), mean_.device());
     Tensor recon = vae.decode(vae.sample_scaled(mean_, logvar, eps));
     Tensor error = sub(recon, image);
     Tensor fit = add(mean(abs(error)), mul_scalar(mean(square(error)), square_weight));

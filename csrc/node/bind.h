@@ -68,6 +68,16 @@ struct From<DType> {
   static DType js(Napi::Value v, const char* what) { return dtype_from_name(From<std::string>::js(v, what)); }
 };
 template <>
+struct From<Device> {  // loads what the device needs
+  static Device js(Napi::Value v, const char* what) {
+    return v.IsUndefined() ? default_device() : device_from_name(From<std::string>::js(v, what));
+  }
+};
+// Of a new tensor: integers are made on the CPU, where operations read them, unless a device is named.
+inline Device device_for(Napi::Value v, DType dtype, const char* what) {
+  return v.IsUndefined() && !is_float(dtype) ? Device::cpu : From<Device>::js(v, what);
+}
+template <>
 struct From<Activation> {
   static Activation js(Napi::Value v, const char* what) { return activation_from_name(From<std::string>::js(v, what)); }
 };

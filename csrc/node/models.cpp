@@ -62,7 +62,9 @@ static Napi::Value create(const Napi::CallbackInfo& info) {
     Json config = json_from_js(info[1], "createModel");
     auto seed = uint64_t(From<int64_t>::js(info[2], "createModel"));
     auto dtype = From<DType>::js(info[3], "createModel");
-    return model_task(info.Env(), [=]() -> std::shared_ptr<Model> { return create_model(kind, config, seed, dtype); });
+    auto device = From<Device>::js(info[4], "createModel");
+    return model_task(info.Env(),
+                      [=]() -> std::shared_ptr<Model> { return create_model(kind, config, seed, dtype, device); });
   });
 }
 
@@ -75,7 +77,7 @@ Napi::Value JsModel::open(const Napi::CallbackInfo& info) {
     Json options = json_from_js(info[2], "open");
     return model_task(info.Env(), [=]() -> std::shared_ptr<Model> {
       GradMode off(false);
-      return m->open(kind, inputs, options, m);
+      return m->open(kind, placed(m->params, inputs), options, m);
     });
   });
 }
@@ -295,10 +297,10 @@ Napi::Value JsModel::call(const Napi::CallbackInfo& info) {
         [=] {
           GradMode mode(grad);
           RngScope draws(seed, step);
-          *outputs = m->call(method, inputs, options);
+          *outputs = m->call(method, placed(m->params, inputs), options);
           // A copy: what was given may be memory that later calls write to.
           for (auto& [name, t] : *outputs)
-            if (as_data) t = t.clone();
+            if (as_data) t = host_copy(t);
         },
         [outputs, as_data](Napi::Env env) -> Napi::Value {
           auto o = Napi::Object::New(env);

@@ -18,7 +18,18 @@ Tensor quantized_linear_op(const Tensor& x, const Tensor& packed, int64_t bits, 
                            const MaybeTensor& bias) {
   return quantized_linear(x, packed, bits, group, symmetric, bias);
 }
-Tensor full(const Shape& shape, double value, DType dtype) { return Tensor::full(shape, value, dtype); }
+// full(shape, value, dtype, device)
+Napi::Value full(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    Shape shape = From<Shape>::js(info[0], "full");
+    double value = From<double>::js(info[1], "full");
+    DType dtype = From<DType>::js(info[2], "full");
+    Device device = device_for(info[3], dtype, "full");
+    Tensor t;
+    Engine::get().run_sync([&] { t = Tensor::full(shape, value, dtype, device); });
+    return JsTensor::wrap(info.Env(), t);
+  });
+}
 
 }  // namespace
 
@@ -93,12 +104,13 @@ void init_ops(Napi::Env env, Napi::Object exports) {
   OP("padRows", pad_rows);
   OP("gatherRows", gather_rows);
   OP("contiguous", contiguous);
+  OP("toDevice", to_device);
   OP("randn", randn);
   OP("rand", deem::rand);
   OP("randint", randint);
   OP("dropout", seeded_dropout);
   OP("dropPath", seeded_drop_path);
-  OP("full", full);
+  ops.Set("full", Napi::Function::New(env, full, "full"));
 #undef OP
   exports.Set("setGradEnabled", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {
                 return guarded(info.Env(), [&]() -> Napi::Value {

@@ -107,7 +107,10 @@ Napi::Value JsTensor::read(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     Napi::Env env = info.Env();
     Tensor t = tensor("read");
-    Engine::get().run_sync([&] { t = t.is_contiguous() ? t : t.clone(); });
+    Engine::get().run_sync([&] {
+      t = t.to(Device::cpu);
+      if (!t.is_contiguous()) t = t.clone();
+    });
     return elements(env, t);
   });
 }
@@ -118,7 +121,8 @@ Napi::Value JsTensor::data(const Napi::CallbackInfo& info) {
     Tensor t = tensor("data");
     auto copy = std::make_shared<Tensor>();
     return start_task(
-        info.Env(), [=] { *copy = t.clone(); }, [copy](Napi::Env env) -> Napi::Value { return elements(env, *copy); });
+        info.Env(), [=] { *copy = host_copy(t); },
+        [copy](Napi::Env env) -> Napi::Value { return elements(env, *copy); });
   });
 }
 
@@ -163,13 +167,14 @@ Napi::Value JsTensor::detach(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] { return wrap(info.Env(), tensor("detach").detach()); });
 }
 
-// tensor(data, shape, dtype): copies a typed array whose element type fits the dtype (Uint16Array: bits of bf16 or f16).
+// tensor(data, shape, dtype, device): copies a typed array whose element type fits the dtype (Uint16Array: bits of bf16 or f16).
 static Napi::Value make_tensor(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check<ValueError>(info[0].IsTypedArray(), "[tensor] data must be a typed array");
     auto array = info[0].As<Napi::TypedArray>();
     Shape shape = From<Shape>::js(info[1], "tensor");
     DType dtype = From<DType>::js(info[2], "tensor");
+    Device device = device_for(info[3], dtype, "tensor");
     napi_typedarray_type type = array.TypedArrayType();
     bool fits = false;
     switch (dtype) {
@@ -185,6 +190,7 @@ static Napi::Value make_tensor(const Napi::CallbackInfo& info) {
                       shape.numel(), " values but got ", array.ElementLength());
     Tensor t = Tensor::empty(shape, dtype);
     std::memcpy(t.raw(), static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset(), t.nbytes());
+    if (device != Device::cpu) Engine::get().run_sync([&] { t = t.to(device); });
     return JsTensor::wrap(info.Env(), t);
   });
 }

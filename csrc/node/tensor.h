@@ -5,6 +5,9 @@
 
 namespace deem::node {
 
+// A contiguous copy on the CPU that nothing else can write to.
+inline Tensor host_copy(const Tensor& t) { return t.device() == Device::cpu ? t.clone() : t.to(Device::cpu); }
+
 class JsTensor : public Napi::ObjectWrap<JsTensor> {
  public:
   static Napi::Value wrap(Napi::Env env, const Tensor& t);
@@ -14,7 +17,7 @@ class JsTensor : public Napi::ObjectWrap<JsTensor> {
   explicit JsTensor(const Napi::CallbackInfo& info);
   void Finalize(Napi::BasicEnv env) override;
   static void define(Napi::Env env, Napi::Object exports);
-  // The elements of a contiguous tensor that nothing else can write to.
+  // The elements of a contiguous tensor on the CPU that nothing else can write to.
   static Napi::Value elements(Napi::Env env, const Tensor& t);
 
  private:

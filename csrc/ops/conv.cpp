@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ops.h"
+#include "ops/device.h"
 #include "ops/matmul.h"
 
 namespace deem {
@@ -22,6 +23,7 @@ static ConvSizes check_conv(const Tensor& x, const Tensor& w, const MaybeTensor&
   check<ValueError>(o.stride >= 1 && o.stride <= 1 << 16, "[conv2d] stride must be at least 1 but is ", o.stride);
   for (int64_t p : {o.pad_left, o.pad_right, o.pad_top, o.pad_bottom})
     check<ValueError>(p >= 0 && p <= 1 << 16, "[conv2d] padding must not be negative but is ", p);
+  check_same_device("conv2d", {x, w, bias});
   int64_t in = x.size(3), out = w.size(0);
   check<ValueError>(o.groups == 1 || (o.groups == in && in == out),
                     "[conv2d] groups must be 1 or the number of channels (depthwise) but is ", o.groups, " for ", in,
@@ -56,13 +58,14 @@ static ConvSizes check_conv(const Tensor& x, const Tensor& w, const MaybeTensor&
 static Tensor depthwise_weight_gradient(const ConvSizes& s, const Tensor& x, const Tensor& dy) {
   // Partial sums over chunks of rows: enough to keep the threads busy, and fixed by the sizes alone.
   int64_t chunks = std::clamp<int64_t>(16 / std::max<int64_t>(s.n, 1), 1, s.oh), taps = s.kh * s.kw;
-  Tensor dw = Tensor::empty({s.in, s.kh, s.kw, 1}), scratch = Tensor::empty({s.n * chunks, taps, s.in});
+  Tensor dw = Tensor::empty({s.in, s.kh, s.kw, 1}, DType::f32, x.device()),
+         scratch = Tensor::empty({s.n * chunks, taps, s.in}, DType::f32, x.device());
   depthwise_weights_kernel(x.device(), {s, x.raw(), dy.raw(), dw.data<float>(), scratch.data<float>(), chunks});
   return dw;
 }
 
 static Tensor bias_gradient(const Tensor& dy) {
-  Tensor db = Tensor::empty({dy.size(3)}, dy.dtype());
+  Tensor db = Tensor::empty({dy.size(3)}, dy.dtype(), dy.device());
   column_sum_kernel(dy.device(),
                     {dy.raw(), db.raw(), dy.numel() / std::max<int64_t>(dy.size(3), 1), dy.size(3), dy.dtype()});
   return db;
@@ -74,28 +77,25 @@ Tensor conv2d(const Tensor& x_in, const Tensor& w_in, const MaybeTensor& bias_in
   bool padded = s.pad_top || s.pad_bottom || s.pad_left || s.pad_right;
   if (s.kh == 1 && s.kw == 1 && s.stride == 1 && !padded && s.groups == 1)
     return linear(x_in, reshape(w_in, {s.out, s.in}), bias);
-  if (s.dtype == DType::f16 && x_in.device() == Device::cpu) {  // as in products: f32 in between, rounded once
-    MaybeTensor wide = bias ? MaybeTensor(cast(*bias, DType::f32)) : bias;
-    return cast(conv2d(cast(x_in, DType::f32), cast(w_in, DType::f32), wide, options), DType::f16);
-  }
   Tensor x = contiguous(x_in), w = contiguous(w_in);
-  Tensor y = Tensor::empty({s.n, s.oh, s.ow, s.out}, x.dtype());
+  Tensor y = Tensor::empty({s.n, s.oh, s.ow, s.out}, x.dtype(), x.device());
   bool empty = s.n == 0 || s.in == 0 || s.out == 0;
   check<ShapeError>(!empty || s.n == 0, "[conv2d] needs at least one channel but got ", s.in, " -> ", s.out);
   if (!empty) conv_forward_kernel(x.device(), {s, x.raw(), w.raw(), bias ? bias->raw() : nullptr, y.raw()});
   return record("conv2d", y, {x, w, bias ? *bias : Tensor()}, [=](const Tensor& dy, Needs needs) -> Tensors {
     Tensor dx, dw, db;
     if (empty)
-      return {needs[0] ? Tensor::zeros(x.shape(), x.dtype()) : dx, needs[1] ? Tensor::zeros(w.shape(), w.dtype()) : dw,
-              needs[2] ? Tensor::zeros({s.out}, x.dtype()) : db};
+      return {needs[0] ? Tensor::zeros(x.shape(), x.dtype(), x.device()) : dx,
+              needs[1] ? Tensor::zeros(w.shape(), w.dtype(), x.device()) : dw,
+              needs[2] ? Tensor::zeros({s.out}, x.dtype(), x.device()) : db};
     if (needs[0]) {
-      dx = Tensor::empty(x.shape(), x.dtype());
+      dx = Tensor::empty(x.shape(), x.dtype(), x.device());
       conv_data_kernel(x.device(), {s, dy.raw(), w.raw(), dx.raw()});
     }
     if (needs[1] && s.groups > 1) {
       dw = cast(depthwise_weight_gradient(s, x, dy), w.dtype());
     } else if (needs[1]) {
-      dw = Tensor::empty(w.shape(), w.dtype());
+      dw = Tensor::empty(w.shape(), w.dtype(), x.device());
       conv_weights_kernel(x.device(), {s, x.raw(), dy.raw(), dw.raw(), nullptr});
     }
     if (needs[2]) db = bias_gradient(dy);

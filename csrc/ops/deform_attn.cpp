@@ -7,11 +7,18 @@
 
 #include "cpu/parallel.h"
 #include "ops.h"
+#include "ops/device.h"
 
 namespace deem {
 
 constinit Kernel<DeformAttnArgs> ms_deform_attn_kernel{"ms_deform_attn"};
 constinit Kernel<DeformAttnBackwardArgs> ms_deform_attn_backward_kernel{"ms_deform_attn_backward"};
+
+DeformSlots::DeformSlots(int64_t slots, int64_t slot_size, Device device) : DeformScratch{nullptr, 0, 0} {
+  if (device != Device::cpu) return;
+  memory_ = Tensor::empty({slots, slot_size});
+  static_cast<DeformScratch&>(*this) = {memory_.data<float>(), slots, slot_size};
+}
 
 std::vector<DeformLevel> deform_levels(const char* op, const LevelShapes& shapes, int64_t rows) {
   check<ShapeError>(!shapes.empty(), "[", op, "] needs at least one level");
@@ -41,28 +48,29 @@ static Tensors ms_deform_attn_backward(const Tensor& dy, const Tensor& value, co
                                        DType weights_dtype, Needs needs) {
   int64_t b = value.size(0), heads = value.size(2), dim = value.size(3), rows = value.size(1);
   int64_t samples = int64_t(levels.size()) * locations.size(4), slots = std::min<int64_t>(num_threads(), b * heads);
-  int64_t slot_size = deform_slot_size(samples, dim, rows * dim, true);
-  Tensor scratch = Tensor::empty({slots, slot_size});
-  Tensor dvalue = needs[0] ? Tensor::empty(value.shape(), value.dtype()) : Tensor();
-  Tensor dlocations = needs[1] ? Tensor::empty(locations.shape()) : Tensor();
-  Tensor dweights = needs[2] ? Tensor::empty(weights.shape()) : Tensor();
-  ms_deform_attn_backward_kernel(value.device(), {.dy = dy.raw(),
-                                                  .value = value.raw(),
-                                                  .locations = locations.data<float>(),
-                                                  .weights = weights.data<float>(),
-                                                  .dvalue = dvalue ? dvalue.raw() : nullptr,
-                                                  .dlocations = dlocations ? dlocations.data<float>() : nullptr,
-                                                  .dweights = dweights ? dweights.data<float>() : nullptr,
-                                                  .levels = levels.data(),
-                                                  .b = b,
-                                                  .q = locations.size(1),
-                                                  .heads = heads,
-                                                  .dim = dim,
-                                                  .rows = rows,
-                                                  .n_levels = int64_t(levels.size()),
-                                                  .points = locations.size(4),
-                                                  .scratch = {scratch.data<float>(), slots, slot_size},
-                                                  .dtype = value.dtype()});
+  Device device = value.device();
+  DeformSlots scratch(slots, deform_slot_size(samples, dim, rows * dim, true), device);
+  Uploaded on_device(levels, device);
+  Tensor dvalue = needs[0] ? Tensor::empty(value.shape(), value.dtype(), device) : Tensor();
+  Tensor dlocations = needs[1] ? Tensor::empty(locations.shape(), DType::f32, device) : Tensor();
+  Tensor dweights = needs[2] ? Tensor::empty(weights.shape(), DType::f32, device) : Tensor();
+  ms_deform_attn_backward_kernel(device, {.dy = dy.raw(),
+                                          .value = value.raw(),
+                                          .locations = locations.data<float>(),
+                                          .weights = weights.data<float>(),
+                                          .dvalue = dvalue ? dvalue.raw() : nullptr,
+                                          .dlocations = dlocations ? dlocations.data<float>() : nullptr,
+                                          .dweights = dweights ? dweights.data<float>() : nullptr,
+                                          .levels = on_device.data(),
+                                          .b = b,
+                                          .q = locations.size(1),
+                                          .heads = heads,
+                                          .dim = dim,
+                                          .rows = rows,
+                                          .n_levels = int64_t(levels.size()),
+                                          .points = locations.size(4),
+                                          .scratch = scratch,
+                                          .dtype = value.dtype()});
   return {dvalue, as(dlocations, locations_dtype), as(dweights, weights_dtype)};
 }
 
@@ -87,23 +95,25 @@ Tensor ms_deform_attn(const Tensor& value_in, const LevelShapes& shapes, const T
   Tensor value = contiguous(value_in), locations = as_f32(locations_in), weights = as_f32(weights_in);
   int64_t q = weights.size(1), points = weights.size(4), samples = n_levels * points;
   bool packed = q * samples * 2 >= rows;
-  int64_t slots = num_threads(), slot_size = deform_slot_size(samples, dim, packed ? rows * dim : 0, false);
-  Tensor scratch = Tensor::empty({slots, slot_size}), y = Tensor::empty({b, q, heads * dim}, value.dtype());
-  ms_deform_attn_kernel(value.device(), {.value = value.raw(),
-                                         .locations = locations.data<float>(),
-                                         .weights = weights.data<float>(),
-                                         .y = y.raw(),
-                                         .levels = levels.data(),
-                                         .b = b,
-                                         .q = q,
-                                         .heads = heads,
-                                         .dim = dim,
-                                         .rows = rows,
-                                         .n_levels = n_levels,
-                                         .points = points,
-                                         .packed = packed,
-                                         .scratch = {scratch.data<float>(), slots, slot_size},
-                                         .dtype = value.dtype()});
+  Device device = check_same_device(op, {value, locations, weights});
+  DeformSlots scratch(num_threads(), deform_slot_size(samples, dim, packed ? rows * dim : 0, false), device);
+  Uploaded on_device(levels, device);
+  Tensor y = Tensor::empty({b, q, heads * dim}, value.dtype(), device);
+  ms_deform_attn_kernel(device, {.value = value.raw(),
+                                 .locations = locations.data<float>(),
+                                 .weights = weights.data<float>(),
+                                 .y = y.raw(),
+                                 .levels = on_device.data(),
+                                 .b = b,
+                                 .q = q,
+                                 .heads = heads,
+                                 .dim = dim,
+                                 .rows = rows,
+                                 .n_levels = n_levels,
+                                 .points = points,
+                                 .packed = packed,
+                                 .scratch = scratch,
+                                 .dtype = value.dtype()});
   DType locations_dtype = locations_in.dtype(), weights_dtype = weights_in.dtype();
   return record(op, y, {value, locations_in, weights_in}, [=](const Tensor& dy, Needs needs) {
     return ms_deform_attn_backward(dy, value, levels, locations, weights, locations_dtype, weights_dtype, needs);

@@ -13,7 +13,7 @@ struct DeformLevel {
   float scale;    // MMFS: pixels of an offset of 1
 };
 
-// Scratch memory, one slot a thread. `packed`: the rows of one head are first gathered into the slot, which pays when
+// Scratch memory, one slot a thread of the CPU. `packed`: the rows of one head are first gathered into the slot, which pays when
 // queries read them often.
 struct DeformScratch {
   float* data;
@@ -49,6 +49,15 @@ extern Kernel<DeformAttnBackwardArgs> ms_deform_attn_backward_kernel;
 DEEM_INLINE int64_t deform_slot_size(int64_t samples, int64_t dim, int64_t packed, bool backward) {
   return (samples * 12 + 2 * dim + packed * (backward ? 2 : 1) + 63) / 16 * 16;
 }
+
+// The memory of a scratch. Other devices than the CPU get none: their kernels know better how many run at a time.
+class DeformSlots : public DeformScratch {
+ public:
+  DeformSlots(int64_t slots, int64_t slot_size, Device device);
+
+ private:
+  Tensor memory_;
+};
 
 // Checks level shapes against the count of rows, throws ShapeError naming `op`.
 std::vector<DeformLevel> deform_levels(const char* op, const std::vector<std::pair<int64_t, int64_t>>& shapes,

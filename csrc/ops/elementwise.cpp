@@ -143,11 +143,10 @@ Tensor where(const Tensor& mask_in, const Tensor& a_in, const Tensor& b_in) {
   check<DTypeError>(mask_in.dtype() == DType::u8, "[where] mask must be u8 but is ", mask_in.dtype());
   check<DTypeError>(a_in.dtype() == b_in.dtype(), "[where] dtypes must be equal but are ", a_in.dtype(), " and ",
                     b_in.dtype());
-  check<DeviceError>(a_in.device() == b_in.device() && a_in.device() == mask_in.device(),
-                     "[where] tensors are on different devices");
+  Device device = check_same_device("where", {a_in, b_in});
   Shape shape = broadcast_shapes("where", broadcast_shapes("where", mask_in.shape(), a_in.shape()), b_in.shape());
-  Tensor mask = usable_rows(mask_in.detach()), a = usable_rows(a_in.detach()), b = usable_rows(b_in.detach()),
-         y = Tensor::empty(shape, a.dtype(), a.device());
+  Tensor mask = usable_rows(mask_in.detach().to(device)), a = usable_rows(a_in.detach()),
+         b = usable_rows(b_in.detach()), y = Tensor::empty(shape, a.dtype(), device);
   auto strides = [&](const Tensor& t) { return broadcast_strides(t.shape(), t.strides(), shape); };
   if (y.numel() > 0)
     where_kernel(a.device(), {y.raw(), mask.data<uint8_t>(), a.raw(), b.raw(),

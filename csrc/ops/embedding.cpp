@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "ops/device.h"
 
 namespace deem {
 
@@ -31,16 +32,43 @@ static Tensor sum_rows(const Tensor& x, const Indices& target, int64_t size, int
     }
   }
   begin.push_back(int64_t(order.size()));
-  Tensor to = Tensor::zeros({size, cols}, x.dtype());
-  sum_rows_kernel(x.device(), {.x = x.raw(),
-                               .order = order.data(),
-                               .begin = begin.data(),
-                               .target = targets.data(),
-                               .to = to.raw(),
-                               .segments = int64_t(targets.size()),
-                               .cols = cols,
-                               .dtype = x.dtype()});
+  Device device = x.device();
+  Tensor to = Tensor::zeros({size, cols}, x.dtype(), device);
+  Uploaded order_there(order, device), begin_there(begin, device), targets_there(targets, device);
+  sum_rows_kernel(device, {.x = x.raw(),
+                           .order = order_there.data(),
+                           .begin = begin_there.data(),
+                           .target = targets_there.data(),
+                           .to = to.raw(),
+                           .segments = int64_t(targets.size()),
+                           .cols = cols,
+                           .dtype = x.dtype()});
   return to;
+}
+
+RowPlaces row_places(std::span<const int64_t> target, Device device) {
+  int64_t n = int64_t(target.size());
+  Indices count(size_t(n) + 1);
+  std::iota(count.begin(), count.end(), int64_t(0));
+  auto list = [&](std::span<const int64_t> values) {
+    return Tensor::from<int64_t>({int64_t(values.size())}, values).to(device);
+  };
+  return {list(std::span(count).first(size_t(n))), list(count), list(target)};
+}
+
+void put_rows(const Tensor& to, const Tensor& x_in, const RowPlaces& places) {
+  Tensor x = contiguous(x_in.detach());
+  int64_t n = x.size(0);
+  check<ShapeError>(to.is_contiguous() && to.dtype() == x.dtype() && places.target.numel() == n && n > 0, "[put_rows] ",
+                    n, " rows of ", x.dtype(), " do not fit ", places.target.numel(), " places of ", to.dtype());
+  sum_rows_kernel(to.device(), {.x = x.raw(),
+                                .order = places.order.data<int64_t>(),
+                                .begin = places.begin.data<int64_t>(),
+                                .target = places.target.data<int64_t>(),
+                                .to = to.raw(),
+                                .segments = n,
+                                .cols = x.numel() / n,
+                                .dtype = x.dtype()});
 }
 
 static void check_table(const char* op, const Tensor& table, const Tensor& ids) {
@@ -61,13 +89,14 @@ static Shape with_columns(Shape shape, int64_t cols) {
 
 Tensor embedding(const Tensor& table_in, const Tensor& ids_in) {
   check_table("embedding", table_in, ids_in);
-  Tensor table = contiguous(table_in), ids = contiguous(ids_in);
+  Tensor table = contiguous(table_in), ids = on_host(ids_in);
   for (int64_t id : ids.values<int64_t>()) check_id("embedding", id, table);
   Shape size = table.shape();
-  Tensor y = Tensor::empty(with_columns(ids.shape(), size[1]), table.dtype());
+  Tensor y = Tensor::empty(with_columns(ids.shape(), size[1]), table.dtype(), table.device());
+  Tensor source = ids.to(table.device());
   embedding_kernel(table.device(), {.table = table.raw(),
                                     .images = nullptr,
-                                    .source = ids.data<int64_t>(),
+                                    .source = source.data<int64_t>(),
                                     .added = nullptr,
                                     .marked = nullptr,
                                     .y = y.raw(),
@@ -92,6 +121,7 @@ static void check_interleaved(const Tensor& ids, const Tensor& table, const Tens
   check<DTypeError>(images.dtype() == table.dtype() && soi.dtype() == table.dtype(),
                     "[embed_interleaved] image embeddings and start-of-image vector must be ", table.dtype(),
                     " but are ", images.dtype(), " and ", soi.dtype());
+  check_same_device("embed_interleaved", {table, images, soi});
   check<ValueError>(image_token != soi_token,
                     "[embed_interleaved] image and start-of-image token must differ but both are ", image_token);
 }
@@ -99,8 +129,7 @@ static void check_interleaved(const Tensor& ids, const Tensor& table, const Tens
 Tensor embed_interleaved(const Tensor& ids_in, const Tensor& table_in, const Tensor& images_in, const Tensor& soi_in,
                          int64_t image_token, int64_t soi_token) {
   check_interleaved(ids_in, table_in, images_in, soi_in, image_token, soi_token);
-  Tensor ids = contiguous(ids_in), table = contiguous(table_in), images = contiguous(images_in),
-         soi = contiguous(soi_in);
+  Tensor ids = on_host(ids_in), table = contiguous(table_in), images = contiguous(images_in), soi = contiguous(soi_in);
   int64_t cols = table.size(1), slots = 0, rows = ids.numel(), given = 1;
   for (int i = 0; i + 1 < images.ndim(); i++) given *= images.size(i);
   Indices source;
@@ -112,16 +141,19 @@ Tensor embed_interleaved(const Tensor& ids_in, const Tensor& table_in, const Ten
   }
   check<ShapeError>(slots == given, "[embed_interleaved] the ids have ", slots, " image slots but there are ", given,
                     " image embeddings");
-  Tensor y = Tensor::empty(with_columns(ids.shape(), cols), table.dtype());
-  embedding_kernel(table.device(), {.table = table.raw(),
-                                    .images = images.raw(),
-                                    .source = source.data(),
-                                    .added = soi.raw(),
-                                    .marked = marked.data(),
-                                    .y = y.raw(),
-                                    .rows = rows,
-                                    .cols = cols,
-                                    .dtype = table.dtype()});
+  Device device = table.device();
+  Tensor y = Tensor::empty(with_columns(ids.shape(), cols), table.dtype(), device);
+  Uploaded source_there(source, device);
+  Uploaded marked_there(marked, device);
+  embedding_kernel(device, {.table = table.raw(),
+                            .images = images.raw(),
+                            .source = source_there.data(),
+                            .added = soi.raw(),
+                            .marked = marked_there.data(),
+                            .y = y.raw(),
+                            .rows = rows,
+                            .cols = cols,
+                            .dtype = table.dtype()});
   Shape table_shape = table.shape(), image_shape = images.shape();
   return record("embed_interleaved", y, {table, images, soi}, [=](const Tensor& dy, Needs needs) {
     Tensors grads(3);
@@ -130,10 +162,11 @@ Tensor embed_interleaved(const Tensor& ids_in, const Tensor& table_in, const Ten
       Indices at;
       for (int64_t i = 0; i < rows; i++)
         if (source[size_t(i)] < 0) at.push_back(i);
-      grads[1] = Tensor::empty(image_shape, dy.dtype());
+      grads[1] = Tensor::empty(image_shape, dy.dtype(), device);
+      Uploaded at_there(at, device);
       embedding_kernel(dy.device(), {.table = dy.raw(),
                                      .images = nullptr,
-                                     .source = at.data(),
+                                     .source = at_there.data(),
                                      .added = nullptr,
                                      .marked = nullptr,
                                      .y = grads[1].raw(),

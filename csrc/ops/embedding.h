@@ -1,5 +1,7 @@
 // Kernel arguments of embedding and embed_interleaved.
 #pragma once
+#include <span>
+
 #include "core/kernel.h"
 
 namespace deem {
@@ -24,5 +26,13 @@ struct SumRowsArgs {
   DType dtype;
 };
 extern Kernel<SumRowsArgs> sum_rows_kernel;
+
+// Where rows go: i64 lists on one device, as sum_rows takes them with one row a segment.
+struct RowPlaces {
+  Tensor order, begin, target;
+};
+RowPlaces row_places(std::span<const int64_t> target, Device device);
+// Writes row i of x [n, ...] to row target[i] of `to` [m, ...], whose others stay. Targets differ and are not checked. Not recorded.
+void put_rows(const Tensor& to, const Tensor& x, const RowPlaces& places);
 
 }  // namespace deem

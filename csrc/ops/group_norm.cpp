@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "ops.h"
+#include "ops/device.h"
 
 namespace deem {
 
@@ -25,6 +26,7 @@ static void check_group_norm(const Tensor& x, const Tensor& w, const Tensor& b, 
   check<DTypeError>(w.dtype() == b.dtype() && (w.dtype() == x.dtype() || w.dtype() == DType::f32),
                     "[group_norm] weight and bias must both be ", x.dtype(), " or f32 but are ", w.dtype(), " and ",
                     b.dtype());
+  check_same_device("group_norm", {x, w, b});
   check<ValueError>(eps >= 0, "[group_norm] eps must not be negative but is ", eps);
 }
 
@@ -46,11 +48,12 @@ static Extent extent_of(const Tensor& x) {
 static Tensors group_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& b,
                                    const Tensor& mean, const Tensor& rstd, int64_t groups, bool silu, Needs needs) {
   Extent e = extent_of(x);
-  Tensor dx = needs[0] ? Tensor::empty(x.shape(), x.dtype()) : Tensor();
+  auto floats = [&](const Shape& shape) { return Tensor::empty(shape, DType::f32, x.device()); };
+  Tensor dx = needs[0] ? Tensor::empty(x.shape(), x.dtype(), x.device()) : Tensor();
   bool params = needs[1] || needs[2];
-  Tensor dw = params ? Tensor::empty({e.channels}) : Tensor(), db = params ? Tensor::empty({e.channels}) : Tensor();
-  Tensor block_dw = Tensor::empty({e.n, e.blocks, e.channels}), block_db = Tensor::empty({e.n, e.blocks, e.channels});
-  Tensor group_dw = Tensor::empty({e.n, groups}), group_db = Tensor::empty({e.n, groups});
+  Tensor dw = params ? floats({e.channels}) : Tensor(), db = params ? floats({e.channels}) : Tensor();
+  Tensor block_dw = floats({e.n, e.blocks, e.channels}), block_db = floats({e.n, e.blocks, e.channels});
+  Tensor group_dw = floats({e.n, groups}), group_db = floats({e.n, groups});
   group_norm_backward_kernel(x.device(), {.dy = dy.raw(),
                                           .x = x.raw(),
                                           .w = w.raw(),
@@ -79,9 +82,10 @@ Tensor group_norm(const Tensor& x_in, const Tensor& w_in, const Tensor& b_in, in
   check_group_norm(x_in, w_in, b_in, groups, eps);
   Tensor x = contiguous(x_in), w = contiguous(w_in), b = contiguous(b_in);
   Extent e = extent_of(x);
-  Tensor y = Tensor::empty(x.shape(), x.dtype()), mean = Tensor::empty({e.n, groups}),
-         rstd = Tensor::empty({e.n, groups});
-  Tensor block_mean = Tensor::empty({e.n, e.blocks, e.channels}), block_m2 = Tensor::empty({e.n, e.blocks, e.channels});
+  auto floats = [&](const Shape& shape) { return Tensor::empty(shape, DType::f32, x.device()); };
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device()), mean = floats({e.n, groups}),
+         rstd = floats({e.n, groups});
+  Tensor block_mean = floats({e.n, e.blocks, e.channels}), block_m2 = floats({e.n, e.blocks, e.channels});
   group_norm_kernel(x.device(), {.x = x.raw(),
                                  .w = w.raw(),
                                  .b = b.raw(),

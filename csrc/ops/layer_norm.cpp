@@ -2,6 +2,7 @@
 #include "ops/layer_norm.h"
 
 #include "ops.h"
+#include "ops/device.h"
 
 namespace deem {
 
@@ -17,6 +18,7 @@ static void check_layer_norm(const Tensor& x, const Tensor& w, const Tensor& b, 
   check<DTypeError>(w.dtype() == b.dtype() && (w.dtype() == x.dtype() || w.dtype() == DType::f32),
                     "[layer_norm] weight and bias must both be ", x.dtype(), " or f32 but are ", w.dtype(), " and ",
                     b.dtype());
+  check_same_device("layer_norm", {x, w, b});
   check<ValueError>(eps >= 0, "[layer_norm] eps must not be negative but is ", eps);
 }
 
@@ -24,9 +26,10 @@ static void check_layer_norm(const Tensor& x, const Tensor& w, const Tensor& b, 
 static Tensors layer_norm_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& mean,
                                    const Tensor& rstd, Needs needs) {
   int64_t cols = x.size(-1);
-  Tensor dx = needs[0] ? Tensor::empty(x.shape(), x.dtype()) : Tensor();
+  Tensor dx = needs[0] ? Tensor::empty(x.shape(), x.dtype(), x.device()) : Tensor();
   bool params = needs[1] || needs[2];
-  Tensor dw = params ? Tensor::empty({cols}) : Tensor(), db = params ? Tensor::empty({cols}) : Tensor();
+  Tensor dw = params ? Tensor::empty({cols}, DType::f32, x.device()) : Tensor(),
+         db = params ? Tensor::empty({cols}, DType::f32, x.device()) : Tensor();
   layer_norm_backward_kernel(x.device(), {.dy = dy.raw(),
                                           .x = x.raw(),
                                           .w = w.raw(),
@@ -42,11 +45,12 @@ static Tensors layer_norm_backward(const Tensor& dy, const Tensor& x, const Tens
   return {dx, needs[1] ? cast(dw, w.dtype()) : Tensor(), needs[2] ? cast(db, w.dtype()) : Tensor()};
 }
 
-Tensor layer_norm(const Tensor& x_in, const Tensor& w, const Tensor& b, double eps) {
-  check_layer_norm(x_in, w, b, eps);
-  Tensor x = contiguous(x_in);
+Tensor layer_norm(const Tensor& x_in, const Tensor& w_in, const Tensor& b_in, double eps) {
+  check_layer_norm(x_in, w_in, b_in, eps);
+  Tensor x = contiguous(x_in), w = contiguous(w_in), b = contiguous(b_in);
   int64_t cols = x.size(-1), rows = x.numel() / cols;
-  Tensor y = Tensor::empty(x.shape(), x.dtype()), mean = Tensor::empty({rows}), rstd = Tensor::empty({rows});
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device()), mean = Tensor::empty({rows}, DType::f32, x.device()),
+         rstd = Tensor::empty({rows}, DType::f32, x.device());
   layer_norm_kernel(x.device(), {.x = x.raw(),
                                  .w = w.raw(),
                                  .b = b.raw(),

@@ -19,7 +19,8 @@ struct CrossEntropyBackwardArgs {
   const int64_t* labels;
   const float* lse;
   void* dlogits;
-  float scale;  // gradient of each kept row's loss
+  const float* dy;  // the gradient of the mean; each kept row has float(double(*dy) / kept) of it
+  int64_t kept;     // rows that are not ignored
   int64_t rows, cols, ignore_index;
   DType dtype;
 };

@@ -5,7 +5,9 @@
 #include <numeric>
 
 #include "ops.h"
+#include "ops/device.h"
 #include "ops/quantized_linear.h"
+#include "ops/view.h"
 
 namespace deem {
 
@@ -39,6 +41,7 @@ static void check_product_dtypes(const char* op, const Tensor& a, const Tensor& 
   check<DTypeError>(is_float(a.dtype()), "[", op, "] operands must be floating but the first is ", a.dtype());
   check<DTypeError>(a.dtype() == b.dtype(), "[", op, "] operands must share a dtype but are ", a.dtype(), " and ",
                     b.dtype());
+  check_same_device(op, {a, b});
 }
 
 // A contiguous [batch, r, c] operand as it lies, or transposed by swapping its strides.
@@ -48,52 +51,24 @@ static GemmOperand operand(const Tensor& t, int64_t rows, int64_t cols, bool tra
   return o;
 }
 
-static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const MaybeTensor& bias, const Tensor& c,
-                    int64_t batch, int64_t m, int64_t k, int64_t n);
-
-// CPUs multiply no f16: the product is that of the same numbers in f32, rounded once. Weights, [N, K], are widened a tile at a time.
-static void half_product(const Tensor& a, bool ta, const Tensor& b, bool tb, const MaybeTensor& bias, const Tensor& c,
-                         int64_t batch, int64_t m, int64_t k, int64_t n) {
-  constexpr int64_t kTileNumbers = 1 << 22;
-  Tensor wide_a = cast(a.detach(), DType::f32), wide_c = Tensor::empty(c.shape());
-  MaybeTensor wide_bias = bias ? MaybeTensor(cast(bias->detach(), DType::f32)) : bias;
-  int64_t step = batch == 1 && tb ? std::max<int64_t>(64, kTileNumbers / k) : n;
-  if (step >= n) {
-    product(wide_a, ta, cast(b.detach(), DType::f32), tb, wide_bias, wide_c, batch, m, k, n);
-  } else {
-    for (int64_t at = 0; at < n; at += step) {
-      int64_t count = std::min(step, n - at);
-      Tensor tile = cast(b.view({count, k}, {k, 1}, at * k), DType::f32);
-      gemm_kernel(c.device(), {.batch = 1,
-                               .a = operand(wide_a, ta ? k : m, ta ? m : k, ta, false),
-                               .b = operand(tile, count, k, true, false),
-                               .bias = wide_bias ? wide_bias->data<float>() + at : nullptr,
-                               .c = wide_c.data<float>() + at,
-                               .c_row_stride = n,
-                               .dtype = DType::f32,
-                               .c_dtype = DType::f32});
-    }
-  }
-  Tensor narrow = cast(wide_c, DType::f16);
-  std::copy_n(static_cast<const char*>(narrow.raw()), narrow.nbytes(), static_cast<char*>(c.raw()));
-}
-
 // c [batch, M, N] from contiguous operands; either may be stored transposed. K == 0 gives zeros.
 static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const MaybeTensor& bias, const Tensor& c,
                     int64_t batch, int64_t m, int64_t k, int64_t n) {
   if (batch * m * n == 0) return;
   if (k == 0) {
-    std::fill_n(static_cast<char*>(c.raw()), c.nbytes(), 0);
+    copy_into(c, broadcast_to(Tensor::zeros({}, c.dtype(), c.device()), c.shape()));
     if (bias) add_(c, contiguous(broadcast_to(bias->detach(), c.shape())));
     return;
   }
-  if (batch == 1 && !ta && tb && m <= kFewRows && n * k >= kManyWeights) {
-    Tensor scratch = Tensor::empty({m, k}, DType::f32, c.device());
+  // A CPU keeps small weights in its caches; elsewhere every weight comes from memory.
+  bool on_cpu = c.device() == Device::cpu;
+  if (batch == 1 && !ta && tb && m <= kFewRows && (!on_cpu || n * k >= kManyWeights)) {
+    Tensor scratch = on_cpu ? Tensor::empty({m, k}) : Tensor();
     few_rows_kernel(c.device(), {.x = a.raw(),
                                  .weight = b.raw(),
                                  .bias = bias ? bias->raw() : nullptr,
                                  .y = c.raw(),
-                                 .scratch = scratch.data<float>(),
+                                 .scratch = scratch ? scratch.data<float>() : nullptr,
                                  .m = m,
                                  .n = n,
                                  .k = k,
@@ -101,7 +76,6 @@ static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const Ma
                                  .y_dtype = c.dtype()});
     return;
   }
-  if (a.dtype() == DType::f16 && c.device() == Device::cpu) return half_product(a, ta, b, tb, bias, c, batch, m, k, n);
   gemm_kernel(c.device(), {.batch = batch,
                            .a = operand(a, ta ? k : m, ta ? m : k, ta, false),
                            .b = operand(b, tb ? n : k, tb ? k : n, tb, false),
@@ -119,20 +93,20 @@ static Tensor linear_product(const Tensor& x_in, const Tensor& weight_in, const 
   Shape shape = x.shape();
   int64_t rows = std::accumulate(shape.begin(), shape.end() - 1, int64_t(1), std::multiplies<>());
   shape[shape.size() - 1] = out;
-  Tensor y = Tensor::empty(shape, x.dtype());
+  Tensor y = Tensor::empty(shape, x.dtype(), x.device());
   product(x, false, weight, true, bias, y, 1, rows, in, out);
   return record("linear", y, {x, weight, bias ? *bias : Tensor()}, [=](const Tensor& dy, Needs needs) -> Tensors {
     Tensor dx, dw, db;
     if (needs[0]) {
-      dx = Tensor::empty(x.shape(), x.dtype());
+      dx = Tensor::empty(x.shape(), x.dtype(), x.device());
       product(dy, false, weight, false, {}, dx, 1, rows, out, in);
     }
     if (needs[1]) {
-      dw = Tensor::empty(weight.shape(), weight.dtype());
+      dw = Tensor::empty(weight.shape(), weight.dtype(), x.device());
       product(dy, true, x, false, {}, dw, 1, out, rows, in);
     }
     if (needs[2]) {
-      db = Tensor::empty({out}, dy.dtype());
+      db = Tensor::empty({out}, dy.dtype(), dy.device());
       column_sum_kernel(dy.device(), {dy.raw(), db.raw(), rows, out, dy.dtype()});
     }
     return {dx, dw, db};
@@ -184,18 +158,18 @@ Tensor matmul(const Tensor& a_in, const Tensor& b_in, bool transpose_a, bool tra
   Shape shape = batch_shape;
   shape.push_back(m);
   shape.push_back(n);
-  Tensor c = Tensor::empty(shape, a.dtype());
+  Tensor c = Tensor::empty(shape, a.dtype(), a.device());
   product(a, transpose_a, b, transpose_b, {}, c, batch, m, k, n);
   return record("matmul", c, {a, b}, [=](const Tensor& dc, Needs needs) -> Tensors {
     // With op(a) op(b) = c: d op(a) = dc op(b)^T, d op(b) = op(a)^T dc; a stored transposed takes the transpose of that.
     Tensor da, db;
     if (needs[0]) {
-      da = Tensor::empty(a.shape(), a.dtype());
+      da = Tensor::empty(a.shape(), a.dtype(), a.device());
       if (!transpose_a) product(dc, false, b, !transpose_b, {}, da, batch, m, n, k);
       else product(b, transpose_b, dc, true, {}, da, batch, k, n, m);
     }
     if (needs[1]) {
-      db = Tensor::empty(b.shape(), b.dtype());
+      db = Tensor::empty(b.shape(), b.dtype(), b.device());
       if (!transpose_b) product(a, !transpose_a, dc, false, {}, db, batch, k, m, n);
       else product(dc, true, a, transpose_a, {}, db, batch, n, m, k);
     }

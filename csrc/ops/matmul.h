@@ -24,11 +24,12 @@ struct FewRowsArgs {
   const void* weight;  // [n, k]
   const void* bias;    // [n] or null
   void* y;             // [m, n]
-  float* scratch;      // [m, k]
+  float* scratch;      // [m, k], null but on the CPU
   int64_t m, n, k;
   DType dtype, y_dtype;  // of x, weight and bias; of y
 };
-constexpr int64_t kFewRows = 8, kManyWeights = 1 << 18;  // smaller weights lie in cache, where nothing is gained
+constexpr int64_t kFewRows = 8,
+                  kManyWeights = 1 << 18;  // smaller weights lie in a CPU's cache, where nothing is gained
 extern Kernel<FewRowsArgs> few_rows_kernel;
 
 // y[c] = sum over rows of x[r, c], accumulated in f32.

@@ -10,6 +10,7 @@
 
 #include "cpu/parallel.h"
 #include "ops.h"
+#include "ops/device.h"
 
 namespace deem {
 
@@ -26,12 +27,6 @@ struct Saved {
   std::vector<DeformLevel> levels;
   MmfsShape shape;
   std::vector<DType> dtypes;  // of the inputs, in order
-
-  MmfsShape with_levels() const {
-    MmfsShape s = shape;
-    s.levels = levels.data();
-    return s;
-  }
 };
 
 Tensor as_f32(const Tensor& x) {
@@ -92,38 +87,41 @@ void check_types(const Tensors& floating, const Tensor& relative, const MmfsShap
 }
 
 Tensors mmfs_attention_backward(const Tensor& dy, const Saved& in, Needs needs) {
-  MmfsShape s = in.with_levels();
-  int64_t slots = std::min<int64_t>(num_threads(), s.b * s.heads), slot_size = mmfs_slot_size(s, true, true);
-  auto like = [](const Tensor& t) { return Tensor::empty(t.shape()); };
-  auto part = [&](const Tensor& t) { return Tensor::zeros({s.b, t.numel()}); };
-  Tensor dvalue = needs[0] ? Tensor::empty(in.value.shape(), in.value.dtype()) : Tensor();
+  Device device = in.value.device();
+  Uploaded levels(in.levels, device);
+  MmfsShape s = in.shape;
+  s.levels = levels.data();
+  DeformSlots scratch(std::min<int64_t>(num_threads(), s.b * s.heads), mmfs_slot_size(s, true, true), device);
+  auto like = [&](const Tensor& t) { return Tensor::empty(t.shape(), DType::f32, device); };
+  auto part = [&](const Tensor& t) { return Tensor::zeros({s.b, t.numel()}, DType::f32, device); };
+  Tensor dvalue = needs[0] ? Tensor::empty(in.value.shape(), in.value.dtype(), device) : Tensor();
   Tensor doffsets = like(in.offsets), doffset_table = like(in.offset_table), dlogits = like(in.logits),
          dlogit_table = like(in.logit_table), dreference = like(in.reference), dignore_token = like(in.ignore_token);
   Tensor offset_parts = part(in.offset_table), logit_parts = part(in.logit_table), ignore_parts = part(in.ignore_token),
-         reference_parts = Tensor::zeros({s.b, s.heads, s.q, 2}), scratch = Tensor::empty({slots, slot_size});
-  mmfs_attention_backward_kernel(in.value.device(), {.dy = dy.raw(),
-                                                     .value = in.value.raw(),
-                                                     .offsets = in.offsets.data<float>(),
-                                                     .offset_table = in.offset_table.data<float>(),
-                                                     .logits = in.logits.data<float>(),
-                                                     .logit_table = in.logit_table.data<float>(),
-                                                     .reference = in.reference.data<float>(),
-                                                     .ignore_token = in.ignore_token.data<float>(),
-                                                     .relative = in.relative.data<int64_t>(),
-                                                     .dvalue = dvalue ? dvalue.raw() : nullptr,
-                                                     .doffsets = doffsets.data<float>(),
-                                                     .dlogits = dlogits.data<float>(),
-                                                     .doffset_table = doffset_table.data<float>(),
-                                                     .dlogit_table = dlogit_table.data<float>(),
-                                                     .dreference = dreference.data<float>(),
-                                                     .dignore_token = dignore_token.data<float>(),
-                                                     .offset_table_parts = offset_parts.data<float>(),
-                                                     .logit_table_parts = logit_parts.data<float>(),
-                                                     .reference_parts = reference_parts.data<float>(),
-                                                     .ignore_parts = ignore_parts.data<float>(),
-                                                     .shape = s,
-                                                     .scratch = {scratch.data<float>(), slots, slot_size},
-                                                     .dtype = in.value.dtype()});
+         reference_parts = Tensor::zeros({s.b, s.heads, s.q, 2}, DType::f32, device);
+  mmfs_attention_backward_kernel(device, {.dy = dy.raw(),
+                                          .value = in.value.raw(),
+                                          .offsets = in.offsets.data<float>(),
+                                          .offset_table = in.offset_table.data<float>(),
+                                          .logits = in.logits.data<float>(),
+                                          .logit_table = in.logit_table.data<float>(),
+                                          .reference = in.reference.data<float>(),
+                                          .ignore_token = in.ignore_token.data<float>(),
+                                          .relative = in.relative.data<int64_t>(),
+                                          .dvalue = dvalue ? dvalue.raw() : nullptr,
+                                          .doffsets = doffsets.data<float>(),
+                                          .dlogits = dlogits.data<float>(),
+                                          .doffset_table = doffset_table.data<float>(),
+                                          .dlogit_table = dlogit_table.data<float>(),
+                                          .dreference = dreference.data<float>(),
+                                          .dignore_token = dignore_token.data<float>(),
+                                          .offset_table_parts = offset_parts.data<float>(),
+                                          .logit_table_parts = logit_parts.data<float>(),
+                                          .reference_parts = reference_parts.data<float>(),
+                                          .ignore_parts = ignore_parts.data<float>(),
+                                          .shape = s,
+                                          .scratch = scratch,
+                                          .dtype = in.value.dtype()});
   Tensors grads{dvalue, doffsets, doffset_table, dlogits, dlogit_table, dreference, dignore_token};
   for (size_t i = 0; i < grads.size(); i++) {
     if (!needs[i]) grads[i] = Tensor();
@@ -140,9 +138,11 @@ Tensor mmfs_attention(const Tensor& value, const Tensor& offsets, const Tensor& 
   Saved in;
   in.shape =
       check_shapes(value, offsets, offset_table, logits, logit_table, relative, reference, ignore_token, options);
-  in.relative = contiguous(relative);
+  in.relative = on_host(relative);
+  Device device = check_same_device(kOp, {value, offsets, offset_table, logits, logit_table, reference, ignore_token});
   Tensors inputs{value, offsets, offset_table, logits, logit_table, reference, ignore_token};
   check_types(inputs, in.relative, in.shape, options);
+  in.relative = in.relative.to(device);
   in.levels = deform_levels(kOp, options.level_shapes, in.shape.rows);
   for (size_t l = 0; l < in.levels.size(); l++) in.levels[l].scale = float(options.scale_ratios[l]);
   for (const Tensor& t : inputs) in.dtypes.push_back(t.dtype());
@@ -155,23 +155,25 @@ Tensor mmfs_attention(const Tensor& value, const Tensor& offsets, const Tensor& 
   in.reference = as_f32(reference);
   in.ignore_token = as_f32(ignore_token);
 
-  MmfsShape s = in.with_levels();
+  Uploaded levels(in.levels, device);
+  MmfsShape s = in.shape;
+  s.levels = levels.data();
   bool packed = s.q * s.n_levels * s.points * 2 >= s.rows;
-  int64_t slots = num_threads(), slot_size = mmfs_slot_size(s, packed, false);
-  Tensor scratch = Tensor::empty({slots, slot_size}), y = Tensor::empty({s.b, s.q, s.heads * s.dim}, value.dtype());
-  mmfs_attention_kernel(value.device(), {.value = in.value.raw(),
-                                         .offsets = in.offsets.data<float>(),
-                                         .offset_table = in.offset_table.data<float>(),
-                                         .logits = in.logits.data<float>(),
-                                         .logit_table = in.logit_table.data<float>(),
-                                         .reference = in.reference.data<float>(),
-                                         .ignore_token = in.ignore_token.data<float>(),
-                                         .relative = in.relative.data<int64_t>(),
-                                         .y = y.raw(),
-                                         .shape = s,
-                                         .packed = packed,
-                                         .scratch = {scratch.data<float>(), slots, slot_size},
-                                         .dtype = value.dtype()});
+  DeformSlots scratch(num_threads(), mmfs_slot_size(s, packed, false), device);
+  Tensor y = Tensor::empty({s.b, s.q, s.heads * s.dim}, value.dtype(), device);
+  mmfs_attention_kernel(device, {.value = in.value.raw(),
+                                 .offsets = in.offsets.data<float>(),
+                                 .offset_table = in.offset_table.data<float>(),
+                                 .logits = in.logits.data<float>(),
+                                 .logit_table = in.logit_table.data<float>(),
+                                 .reference = in.reference.data<float>(),
+                                 .ignore_token = in.ignore_token.data<float>(),
+                                 .relative = in.relative.data<int64_t>(),
+                                 .y = y.raw(),
+                                 .shape = s,
+                                 .packed = packed,
+                                 .scratch = scratch,
+                                 .dtype = value.dtype()});
   return record(kOp, y, inputs, [in](const Tensor& dy, Needs needs) { return mmfs_attention_backward(dy, in, needs); });
 }
 

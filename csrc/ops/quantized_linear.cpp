@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "ops.h"
+#include "ops/device.h"
 #include "ops/matmul.h"
 
 namespace deem {
@@ -31,9 +32,12 @@ Tensor quantize(const Tensor& weight, int64_t bits, int64_t group, bool symmetri
   f.validate();
   int64_t rows = weight.size(0);
   Tensor w = contiguous(cast(weight.detach(), DType::f32));
-  Tensor packed = Tensor::empty({rows, f.row_bytes()}, DType::u8), finite = Tensor::zeros({rows}, DType::u8);
-  if (weight.numel() == 0) return Tensor::zeros({rows, f.row_bytes()}, DType::u8);
-  quantize_kernel(weight.device(), {w.data<float>(), packed.data<uint8_t>(), finite.data<uint8_t>(), rows, f});
+  Device device = weight.device();
+  if (weight.numel() == 0) return Tensor::zeros({rows, f.row_bytes()}, DType::u8, device);
+  Tensor packed = Tensor::empty({rows, f.row_bytes()}, DType::u8, device),
+         finite = Tensor::zeros({rows}, DType::u8, device);
+  quantize_kernel(device, {w.data<float>(), packed.data<uint8_t>(), finite.data<uint8_t>(), rows, f});
+  finite = on_host(finite);
   for (int64_t r = 0; r < rows; r++)
     check<ValueError>(finite.data<uint8_t>()[r], "[quantize] row ", r,
                       " holds numbers that are not finite or whose scale is beyond f16");
@@ -53,7 +57,7 @@ static QuantFormat format_of(const char* op, const Tensor& packed, int64_t cols,
 
 Tensor dequantize(const Tensor& packed_in, int64_t cols, int64_t bits, int64_t group, bool symmetric) {
   QuantFormat f = format_of("dequantize", packed_in, cols, bits, group, symmetric);
-  Tensor packed = contiguous(packed_in), out = Tensor::empty({packed.size(0), cols});
+  Tensor packed = contiguous(packed_in), out = Tensor::empty({packed.size(0), cols}, DType::f32, packed.device());
   if (out.numel() == 0) return out;
   dequantize_kernel(packed.device(), {packed.data<uint8_t>(), out.raw(), 0, packed.size(0), 0, cols, f, DType::f32});
   return out;
@@ -63,9 +67,9 @@ Tensor dequantize(const Tensor& packed_in, int64_t cols, int64_t bits, int64_t g
 static Tensor tiled(const Tensor& x, const QuantizedWeight& w, const MaybeTensor& bias, bool backward) {
   const QuantFormat& f = w.format;
   int64_t out = w.packed.size(0), m = x.size(0), n = backward ? f.cols : out, k = backward ? out : f.cols;
-  Tensor y = Tensor::empty({m, n}, x.dtype());
+  Tensor y = Tensor::empty({m, n}, x.dtype(), x.device());
   int64_t step = std::clamp<int64_t>(kTileNumbers / k / 128 * 128, 128, std::max<int64_t>(n, 128));
-  Tensor tile = Tensor::empty({std::min(step, n) * k}, x.dtype());
+  Tensor tile = Tensor::empty({std::min(step, n) * k}, x.dtype(), x.device());
   for (int64_t at = 0; at < n; at += step) {
     int64_t count = std::min(step, n - at);
     DequantizeArgs rows{w.packed.data<uint8_t>(), tile.raw(), at, count, 0, k, f, x.dtype()};
@@ -89,31 +93,33 @@ static Tensor tiled(const Tensor& x, const QuantizedWeight& w, const MaybeTensor
 // rows [m, cols] of any floating dtype -> [m, out] of the same
 static Tensor forward_rows(const Tensor& x, const QuantizedWeight& w, const MaybeTensor& bias) {
   int64_t m = x.size(0), out = w.packed.size(0);
-  if (m * out == 0) return Tensor::zeros({m, out}, x.dtype());
+  Device device = x.device();
+  if (m * out == 0) return Tensor::zeros({m, out}, x.dtype(), device);
   if (w.format.cols == 0)
-    return bias ? contiguous(broadcast_to(bias->detach(), {m, out})) : Tensor::zeros({m, out}, x.dtype());
+    return bias ? contiguous(broadcast_to(bias->detach(), {m, out})) : Tensor::zeros({m, out}, x.dtype(), device);
   if (m > kMostGemvRows) {
     if (x.dtype() != DType::f16) return tiled(x, w, bias, false);
     MaybeTensor wide = bias ? MaybeTensor(cast(bias->detach(), DType::f32)) : bias;
     return cast(tiled(cast(x, DType::f32), w, wide, false), x.dtype());
   }
-  Tensor wide = cast(x, DType::f32), y = Tensor::empty({m, out});
+  Tensor wide = cast(x, DType::f32), y = Tensor::empty({m, out}, DType::f32, device);
   Tensor b = bias ? cast(bias->detach(), DType::f32) : Tensor();
-  Tensor scratch = Tensor::empty({m, gemv_scratch_bytes(w.format)}, DType::u8, x.device());
-  quantized_gemv_kernel(x.device(), {.x = wide.data<float>(),
-                                     .packed = w.packed.data<uint8_t>(),
-                                     .bias = b ? b.data<float>() : nullptr,
-                                     .y = y.data<float>(),
-                                     .scratch = scratch.raw(),
-                                     .m = m,
-                                     .rows = out,
-                                     .format = w.format,
-                                     .short_x = x.dtype() == DType::bf16});
+  Tensor scratch = device == Device::cpu ? Tensor::empty({m, gemv_scratch_bytes(w.format)}, DType::u8) : Tensor();
+  quantized_gemv_kernel(device, {.x = wide.data<float>(),
+                                 .packed = w.packed.data<uint8_t>(),
+                                 .bias = b ? b.data<float>() : nullptr,
+                                 .y = y.data<float>(),
+                                 .scratch = scratch ? scratch.raw() : nullptr,
+                                 .m = m,
+                                 .rows = out,
+                                 .format = w.format,
+                                 .short_x = x.dtype() == DType::bf16});
   return cast(y, x.dtype());
 }
 
 static Tensor backward_rows(const Tensor& dy, const QuantizedWeight& w) {
-  if (dy.size(0) * w.format.cols * dy.size(1) == 0) return Tensor::zeros({dy.size(0), w.format.cols}, dy.dtype());
+  if (dy.size(0) * w.format.cols * dy.size(1) == 0)
+    return Tensor::zeros({dy.size(0), w.format.cols}, dy.dtype(), dy.device());
   if (dy.dtype() != DType::f16) return tiled(dy, w, {}, true);
   return cast(tiled(cast(dy, DType::f32), w, {}, true), dy.dtype());
 }
@@ -129,6 +135,7 @@ Tensor quantized_linear(const Tensor& x_in, const QuantizedWeight& w, const Mayb
     check<DTypeError>(bias->dtype() == x_in.dtype(), "[quantized_linear] bias must be ", x_in.dtype(), " but is ",
                       bias->dtype());
   }
+  check_same_device("quantized_linear", {x_in, w.packed, bias});
   Tensor x = contiguous(x_in);
   Shape shape = x.shape();
   int64_t rows = std::accumulate(shape.begin(), shape.end() - 1, int64_t(1), std::multiplies<>());
@@ -141,7 +148,7 @@ Tensor quantized_linear(const Tensor& x_in, const QuantizedWeight& w, const Mayb
     Tensor dx, db;
     if (needs[0]) dx = backward_rows(flat(dy, rows, out), w).view(x_shape, x_shape.contiguous_strides(), 0);
     if (needs[1]) {
-      db = Tensor::empty({out}, dy.dtype());
+      db = Tensor::empty({out}, dy.dtype(), dy.device());
       column_sum_kernel(dy.device(), {dy.raw(), db.raw(), rows, out, dy.dtype()});
     }
     return {dx, db};
@@ -151,9 +158,10 @@ Tensor quantized_linear(const Tensor& x_in, const QuantizedWeight& w, const Mayb
 Tensor quantized_linear(const Tensor& x, const Tensor& packed, int64_t bits, int64_t group, bool symmetric,
                         const MaybeTensor& bias) {
   check<ShapeError>(x.ndim() >= 1, "[quantized_linear] x needs an axis");
-  return quantized_linear(
-      x, QuantizedWeight{contiguous(packed), format_of("quantized_linear", packed, x.size(-1), bits, group, symmetric)},
-      bias);
+  return quantized_linear(x,
+                          QuantizedWeight{contiguous(packed).to(x.device()),
+                                          format_of("quantized_linear", packed, x.size(-1), bits, group, symmetric)},
+                          bias);
 }
 
 }  // namespace deem

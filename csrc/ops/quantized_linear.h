@@ -57,7 +57,7 @@ struct QuantizedGemvArgs {
   const uint8_t* packed;
   const float* bias;  // [rows] or null
   float* y;           // [m, rows]
-  void* scratch;      // [m, gemv_scratch_bytes()]
+  void* scratch;      // [m, gemv_scratch_bytes()], null but on the CPU
   int64_t m, rows;
   QuantFormat format;
   bool short_x;  // x holds numbers of bf16: a few bits of them are all there is to keep

@@ -9,26 +9,26 @@ namespace deem {
 constinit Kernel<RandomArgs> random_kernel{"random"};
 constinit Kernel<DropoutArgs> dropout_kernel{"dropout"};
 
-static Tensor draw(Draw kind, const Shape& shape, DType dtype, int64_t seed, int64_t stream, int64_t low = 0,
-                   uint64_t range = 0) {
-  Tensor y = Tensor::empty(shape, dtype);
-  random_kernel(y.device(), {kind, y.raw(), y.numel(), uint64_t(seed), uint64_t(stream), low, range});
+static Tensor draw(Draw kind, const Shape& shape, DType dtype, int64_t seed, int64_t stream, Device device,
+                   int64_t low = 0, uint64_t range = 0) {
+  Tensor y = Tensor::empty(shape, dtype, device);
+  random_kernel(device, {kind, y.raw(), y.numel(), uint64_t(seed), uint64_t(stream), low, range});
   return record("random", y, {}, nullptr);
 }
 
-Tensor rand(const Shape& shape, int64_t seed, int64_t stream) {
-  return draw(Draw::uniform, shape, DType::f32, seed, stream);
+Tensor rand(const Shape& shape, int64_t seed, int64_t stream, Device device) {
+  return draw(Draw::uniform, shape, DType::f32, seed, stream, device);
 }
 
 // Box and Muller: sqrt(-2 ln u) times cos and sin of 2 pi v.
-Tensor randn(const Shape& shape, int64_t seed, int64_t stream) {
-  return draw(Draw::normal, shape, DType::f32, seed, stream);
+Tensor randn(const Shape& shape, int64_t seed, int64_t stream, Device device) {
+  return draw(Draw::normal, shape, DType::f32, seed, stream, device);
 }
 
 // low + floor(64 random bits * range / 2^64)
 Tensor randint(const Shape& shape, int64_t low, int64_t high, int64_t seed, int64_t stream) {
   check<ValueError>(low < high, "[randint] low must be below high but got ", low, " and ", high);
-  return draw(Draw::integer, shape, DType::i64, seed, stream, low, uint64_t(high) - uint64_t(low));
+  return draw(Draw::integer, shape, DType::i64, seed, stream, Device::cpu, low, uint64_t(high) - uint64_t(low));
 }
 
 static Tensor drop(const char* op, const Tensor& x_in, double p, bool whole_rows) {

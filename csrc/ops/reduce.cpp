@@ -163,9 +163,9 @@ Tensor mse_loss(const Tensor& x_in, const Tensor& target_in) {
 
 double norm(const Tensor& x) {
   check<DTypeError>(is_float(x.dtype()), "[norm] x must be floating but is ", x.dtype());
-  double sum = 0;
-  sum_squares(contiguous(x.detach()), {}, &sum, nullptr);
-  return std::sqrt(sum);
+  Tensor sum = doubles(1, x.device());
+  sum_squares(contiguous(x.detach()), {}, doubles_of(sum), nullptr);
+  return std::sqrt(*doubles_of(sum.to(Device::cpu)));
 }
 
 // ---- argmax -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "ops.h"
+#include "ops/device.h"
+#include "ops/view.h"
 
 namespace deem {
 
@@ -74,11 +76,13 @@ Taps transpose(const Taps& taps, int64_t in) {
 }
 
 void run_axis(const Taps& taps, const float* x, float* y, int64_t outer, int64_t in, int64_t inner, Device device) {
+  Uploaded begin(taps.begin, device), index(taps.index, device);
+  Uploaded weight(taps.weight, device);
   resample_axis_kernel(device, {.x = x,
                                 .y = y,
-                                .begin = taps.begin.data(),
-                                .index = taps.index.data(),
-                                .weight = taps.weight.data(),
+                                .begin = begin.data(),
+                                .index = index.data(),
+                                .weight = weight.data(),
                                 .outer = outer,
                                 .in = in,
                                 .out = taps.size(),
@@ -88,7 +92,7 @@ void run_axis(const Taps& taps, const float* x, float* y, int64_t outer, int64_t
 // x [n, height, width, channels] -> y [n, rows.size(), columns.size(), channels], both f32.
 void run_both(const Taps& rows, const Taps& columns, const float* x, float* y, int64_t n, int64_t height, int64_t width,
               int64_t channels, Device device) {
-  Tensor half = Tensor::empty({n, rows.size(), width, channels});
+  Tensor half = Tensor::empty({n, rows.size(), width, channels}, DType::f32, device);
   run_axis(rows, x, half.data<float>(), n, height, width * channels, device);
   run_axis(columns, half.data<float>(), y, n * rows.size(), width, channels, device);
 }
@@ -109,10 +113,11 @@ int64_t root(int64_t n) {
 Tensor run_grid(const Tensor& table, const Taps& rows, const Taps& columns, int64_t height, int64_t width,
                 int64_t cls) {
   int64_t channels = table.size(1);
-  Tensor x = as_f32(table), y = Tensor::empty({rows.size() * columns.size() + cls, channels});
-  std::copy_n(x.data<float>(), cls * channels, y.data<float>());
+  Device device = table.device();
+  Tensor x = as_f32(table), y = Tensor::empty({rows.size() * columns.size() + cls, channels}, DType::f32, device);
+  if (cls > 0) copy_into(slice(y, 0, 0, cls), slice(x, 0, 0, cls));
   run_both(rows, columns, x.data<float>() + cls * channels, y.data<float>() + cls * channels, 1, height, width,
-           channels, table.device());
+           channels, device);
   return table.dtype() == DType::f32 ? y : cast(y, table.dtype());
 }
 
@@ -145,19 +150,21 @@ std::vector<int64_t> nearest_ranges(int64_t in, int64_t out) {
 
 Tensor run_nearest(const Kernel<ResizeNearestArgs>& kernel, const Tensor& x, const Shape& shape, const Shape& source,
                    int64_t height, int64_t width) {
-  Tensor y = Tensor::empty(shape, x.dtype());
-  std::vector<int64_t> rows = nearest_ranges(source[1], height), columns = nearest_ranges(source[2], width);
-  kernel(x.device(), {.x = x.raw(),
-                      .y = y.raw(),
-                      .rows = rows.data(),
-                      .columns = columns.data(),
-                      .n = source[0],
-                      .height = source[1],
-                      .width = source[2],
-                      .out_height = height,
-                      .out_width = width,
-                      .channels = source[3],
-                      .dtype = x.dtype()});
+  Device device = x.device();
+  Tensor y = Tensor::empty(shape, x.dtype(), device);
+  std::vector<int64_t> row_list = nearest_ranges(source[1], height), column_list = nearest_ranges(source[2], width);
+  Uploaded rows(row_list, device), columns(column_list, device);
+  kernel(device, {.x = x.raw(),
+                  .y = y.raw(),
+                  .rows = rows.data(),
+                  .columns = columns.data(),
+                  .n = source[0],
+                  .height = source[1],
+                  .width = source[2],
+                  .out_height = height,
+                  .out_width = width,
+                  .channels = source[3],
+                  .dtype = x.dtype()});
   return y;
 }
 
@@ -188,7 +195,7 @@ Tensor resample_grid(const Tensor& table, int64_t height, int64_t width) {
 
 Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width) {
   check_resize("resize_bilinear", x, height, width);
-  Tensor from = as_f32(x), y = Tensor::empty({x.size(0), height, width, x.size(3)});
+  Tensor from = as_f32(x), y = Tensor::empty({x.size(0), height, width, x.size(3)}, DType::f32, x.device());
   run_both(bilinear_taps(x.size(1), height), bilinear_taps(x.size(2), width), from.data<float>(), y.data<float>(),
            x.size(0), x.size(1), x.size(2), x.size(3), x.device());
   return no_gradient("resize_bilinear", x.dtype() == DType::f32 ? y : cast(y, x.dtype()), {x});

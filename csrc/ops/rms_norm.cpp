@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "ops.h"
+#include "ops/device.h"
 
 namespace deem {
 
@@ -17,6 +18,7 @@ static void check_rms_norm(const Tensor& x, const Tensor& w, double eps) {
   check<DTypeError>(is_float(x.dtype()), "[rms_norm] x must be floating but is ", x.dtype());
   check<DTypeError>(w.dtype() == x.dtype() || w.dtype() == DType::f32, "[rms_norm] weight must be ", x.dtype(),
                     " or f32 but is ", w.dtype());
+  check_same_device("rms_norm", {x, w});
   check<ValueError>(eps >= 0, "[rms_norm] eps must not be negative but is ", eps);
 }
 
@@ -25,8 +27,9 @@ static Tensors rms_norm_backward(const Tensor& dy, const Tensor& x, const Tensor
   int64_t cols = x.size(-1), rows = x.numel() / cols;
   // A function of the shape alone, so that dw has the same bits at any thread count.
   int64_t chunks = std::clamp<int64_t>(rows / 16, 1, 64);
-  Tensor dx = needs[0] ? Tensor::empty(x.shape(), x.dtype()) : Tensor();
-  Tensor part = needs[1] ? Tensor::empty({chunks, cols}) : Tensor(), dw = needs[1] ? Tensor::empty({cols}) : Tensor();
+  Tensor dx = needs[0] ? Tensor::empty(x.shape(), x.dtype(), x.device()) : Tensor();
+  Tensor part = needs[1] ? Tensor::empty({chunks, cols}, DType::f32, x.device()) : Tensor(),
+         dw = needs[1] ? Tensor::empty({cols}, DType::f32, x.device()) : Tensor();
   rms_norm_backward_kernel(x.device(), {.dy = dy.raw(),
                                         .x = x.raw(),
                                         .w = w.raw(),
@@ -46,7 +49,7 @@ Tensor rms_norm(const Tensor& x_in, const Tensor& w_in, double eps) {
   check_rms_norm(x_in, w_in, eps);
   Tensor x = contiguous(x_in), w = contiguous(w_in);
   int64_t cols = x.size(-1), rows = x.numel() / cols;
-  Tensor y = Tensor::empty(x.shape(), x.dtype()), rstd = Tensor::empty({rows});
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device()), rstd = Tensor::empty({rows}, DType::f32, x.device());
   rms_norm_kernel(x.device(), {.x = x.raw(),
                                .w = w.raw(),
                                .y = y.raw(),

@@ -21,7 +21,7 @@ Tensor timestep_embedding(const Tensor& t, int64_t dim) {
   check<DTypeError>(t.dtype() == DType::i64 || is_float(t.dtype()),
                     "[timestep_embedding] t must be i64 or floating but is ", t.dtype());
   check<ValueError>(dim > 0 && dim % 2 == 0, "[timestep_embedding] dim must be even and positive but is ", dim);
-  Tensor steps = contiguous(t.detach());
+  Tensor steps = contiguous(t.detach()).to(Device::cpu);
   if (steps.dtype() != DType::f32) steps = cast(steps, DType::f32);
   int64_t half = dim / 2;
   std::vector<float> frequency(static_cast<size_t>(half));
@@ -38,7 +38,7 @@ Tensor timestep_embedding(const Tensor& t, int64_t dim) {
       y[i] = float(std::cos(double(angle)));
       y[half + i] = float(std::sin(double(angle)));
     }
-  return no_gradient("timestep_embedding", out, {t});
+  return no_gradient("timestep_embedding", out.to(t.device()), {t});
 }
 
 // sin(p * f_i), then cos(p * f_i), i < dim / 2, with f_i = 1 / 10000^(i / (dim / 2)).

@@ -2,6 +2,7 @@
 #include "ops/view.h"
 
 #include "ops.h"
+#include "ops/device.h"
 
 namespace deem {
 
@@ -20,6 +21,13 @@ Tensor contiguous(const Tensor& x) {
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   copy_into(y, x);
   return record("contiguous", y, {x}, [](const Tensor& dy, Needs) { return Tensors{dy}; });
+}
+
+Tensor to_device(const Tensor& x, Device device) {
+  Device from = x.device();
+  if (from == device) return x;
+  return record("to_device", x.to(device), {x},
+                [from](const Tensor& dy, Needs) { return Tensors{to_device(dy, from)}; });
 }
 
 // ---- reshape ------------------------------------------------------------------------------------------------------
@@ -194,11 +202,11 @@ Tensor pad_rows(const Tensor& x, int64_t rows) {
 Tensor gather_rows(const Tensor& x_in, const Tensor& index_in) {
   check<ShapeError>(x_in.ndim() >= 1, "[gather_rows] x needs rows but is a scalar");
   check<DTypeError>(index_in.dtype() == DType::i64, "[gather_rows] index must be i64 but is ", index_in.dtype());
-  check<DeviceError>(x_in.device() == index_in.device(), "[gather_rows] x and index are on different devices");
-  Tensor x = contiguous(x_in), index = contiguous(index_in);
+  Tensor x = contiguous(x_in), index = on_host(index_in);
   int64_t rows = x.size(0), count = index.numel();
   for (int64_t i : index.values<int64_t>())
     check<IndexError>(i >= -1 && i < rows, "[gather_rows] index must be -1..", rows - 1, " but holds ", i);
+  index = index.to(x.device());
   Shape shape = index.shape();
   int64_t cols = 1;
   for (int i = 1; i < x.ndim(); i++) {

@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <set>
 #include <unordered_map>
 
 #include "ops.h"
+#include "ops/device.h"
+#include "ops/view.h"
 #include "train/adamw_kernel.h"
 
 namespace deem {
@@ -40,7 +43,8 @@ AdamW::AdamW(std::vector<Item> items, const Options& options) : items_(std::move
                       "' must not be negative but is ", item.weight_decay);
     check<ValueError>(names.insert(item.name).second, "[adamw] two parameters are named '", item.name, "'");
     check<ValueError>(tensors.insert(p.impl()).second, "[adamw] '", item.name, "' is listed twice");
-    states_.push_back({item.name, Tensor::zeros(p.shape()), Tensor::zeros(p.shape()), 0, {}});
+    auto zeros = [&] { return Tensor::zeros(p.shape(), DType::f32, p.device()); };
+    states_.push_back({item.name, zeros(), zeros(), 0, {}});
   }
   for (const Item& item : items_)  // last: a constructor that throws has changed nothing
     if (!master(item.parameter)) item.parameter.drop_master();
@@ -53,11 +57,17 @@ Tensor AdamW::master(const Tensor& parameter) const {
   return parameter.master();
 }
 
-static double sum_squares(const AdamWArgs& args, Device device) {
+// Of all gradients; waits for the device.
+static double sum_squares(AdamWArgs args, const std::vector<AdamWSegment>& segments, Device device) {
+  int64_t pieces = (args.total + args.piece - 1) / args.piece;
+  Tensor squares = Tensor::empty({pieces}, DType::i64, device);  // doubles, which are no dtype
+  Uploaded list(segments, device);
+  args.segments = list.data();
+  args.squares = static_cast<double*>(squares.raw());
   adamw_squares_kernel(device, args);
-  double sum = 0;
-  for (int64_t i = 0; i < (args.total + args.piece - 1) / args.piece; i++) sum += args.squares[i];
-  return sum;
+  squares = squares.to(Device::cpu);
+  const double* of_piece = static_cast<const double*>(squares.raw());
+  return std::accumulate(of_piece, of_piece + pieces, 0.0);
 }
 
 double AdamW::step(double lr_factor) {
@@ -71,6 +81,8 @@ double AdamW::step(double lr_factor) {
     const Tensor& p = items_[i].parameter;
     Tensor g = p.grad();
     if (!g) continue;
+    check<DeviceError>(p.device() == items_[0].parameter.device(), "[adamw] '", items_[i].name, "' is on ",
+                       name_of(p.device()), " but '", items_[0].name, "' on ", name_of(items_[0].parameter.device()));
     held.push_back(master(p));
     held.push_back(contiguous(g));
     const State& s = states_[i];
@@ -92,34 +104,34 @@ double AdamW::step(double lr_factor) {
     total += p.numel();
   }
   if (segments.empty()) return 0;
-  std::vector<double> squares(size_t((total + kPiece - 1) / kPiece));
-  AdamWArgs args{.segments = segments.data(),
+  Device device = items_[which[0]].parameter.device();
+  AdamWArgs args{.segments = nullptr,
                  .count = int64_t(segments.size()),
                  .total = total,
                  .piece = kPiece,
-                 .squares = squares.data(),
+                 .squares = nullptr,
                  .beta2 = float(options_.beta2),
                  .rest1 = float(1 - options_.beta1),
                  .rest2 = float(1 - options_.beta2),
                  .eps = float(options_.eps),
                  .clip = 1};
-  Device device = items_[which[0]].parameter.device();
-  double norm = std::sqrt(sum_squares(args, device));
+  double norm = std::sqrt(sum_squares(args, segments, device));
   if (!std::isfinite(norm)) {
     for (size_t k = 0; k < segments.size(); k++) {
       AdamWSegment one = segments[k];
       one.end -= one.begin;
       one.begin = 0;
       AdamWArgs alone = args;
-      alone.segments = &one;
       alone.count = 1;
       alone.total = one.end;
-      check<ValueError>(std::isfinite(sum_squares(alone, device)), "[adamw] the gradient of '", items_[which[k]].name,
-                        "' is not finite");
+      check<ValueError>(std::isfinite(sum_squares(alone, {one}, device)), "[adamw] the gradient of '",
+                        items_[which[k]].name, "' is not finite");
     }
     throw ValueError("[adamw] the norm of the gradients is not finite");
   }
   if (options_.max_grad_norm > 0) args.clip = float(std::min(1.0, options_.max_grad_norm / (norm + 1e-6)));
+  Uploaded list(segments, device);
+  args.segments = list.data();
   adamw_update_kernel(device, args);
   for (size_t i : which) states_[i].step++;
   return norm;
@@ -137,8 +149,9 @@ std::vector<AdamW::State> AdamW::state() const {
 
 // Whether the parameter holds what its master rounds to, bit by bit.
 static bool rounds_to(const Tensor& master, const Tensor& parameter) {
-  Tensor rounded = cast(contiguous(master.detach()), parameter.dtype());
-  return std::memcmp(rounded.raw(), parameter.raw(), parameter.nbytes()) == 0;
+  Tensor rounded = cast(contiguous(master.detach()).to(Device::cpu), parameter.dtype());
+  Tensor own = parameter.detach().to(Device::cpu);
+  return std::memcmp(rounded.raw(), own.raw(), own.nbytes()) == 0;
 }
 
 void AdamW::load_state(const std::vector<State>& state) {
@@ -168,10 +181,7 @@ void AdamW::load_state(const std::vector<State>& state) {
   }
   check<WeightsError>(given.size() == states_.size(), "[adamw] the state has ", given.size(),
                       " parameters but the optimizer ", states_.size());
-  auto copy = [](const Tensor& from, const Tensor& to) {
-    Tensor c = contiguous(from.detach());
-    std::copy_n(c.data<float>(), to.numel(), to.data<float>());
-  };
+  auto copy = [](const Tensor& from, const Tensor& to) { copy_into(to, from.detach().to(to.device())); };
   for (size_t i = 0; i < before.size(); i++) {
     const State& s = *given.at(before[i].name);
     copy(s.exp_avg, before[i].exp_avg);

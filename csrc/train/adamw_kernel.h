@@ -18,7 +18,7 @@ struct AdamWSegment {  // one parameter
 };
 
 struct AdamWArgs {
-  const AdamWSegment* segments;  // without gaps
+  const AdamWSegment* segments;  // without gaps; list and squares on the device of the parameters
   int64_t count, total;          // segments, elements
   int64_t piece;                 // elements of a piece
   double* squares;               // [pieces]: sums of squared gradients

@@ -16,7 +16,7 @@ std::map<std::string, double> train_step(Model& model, const std::string& method
     check<ValueError>(std::isfinite(step.loss_scale), "[train_step] the loss's scale is ", step.loss_scale);
     GradMode on(true);
     RngScope draws(step.seed, step.step);
-    TensorMap outputs = model.call(method, inputs, options);
+    TensorMap outputs = model.call(method, placed(model.params, inputs), options);
     auto loss = outputs.find("loss");
     check<ValueError>(loss != outputs.end(), "[train_step] method '", method, "' returns no 'loss'");
     for (auto& [name, t] : outputs)
@@ -24,7 +24,7 @@ std::map<std::string, double> train_step(Model& model, const std::string& method
     check<ValueError>(std::isfinite(scalars["loss"]), "[train_step] the loss is ", scalars["loss"]);
     Tensor root = loss->second;
     outputs.clear();  // whatever backward does not need is freed as it goes
-    backward({root}, {Tensor::full(root.shape(), step.loss_scale, root.dtype())});
+    backward({root}, {Tensor::full(root.shape(), step.loss_scale, root.dtype(), root.device())});
     root = Tensor();
     if (optimizer) {
       scalars["grad_norm"] = optimizer->step(step.lr_factor);

@@ -1,8 +1,7 @@
 /** `deem doctor`: what this machine offers and what is used of it. */
 import { freemem, totalmem } from 'node:os'
-import { DeemError } from '../errors.js'
-import { addonPath, native } from '../native.js'
-import { isa, memory, threads } from '../system.js'
+import { addonPath } from '../native.js'
+import { devices, isa, memory, threads } from '../system.js'
 import { megabytes } from './inspect.js'
 
 export interface Diagnosis {
@@ -16,22 +15,18 @@ export interface Diagnosis {
 }
 
 export function diagnose(): Diagnosis {
-  const device = (name: string) => {
-    try {
-      native.checkDevice(name)
-      return { name, usable: true, why: 'in use where nothing else is said' }
-    } catch (error) {
-      return { name, usable: false, why: DeemError.isInstance(error) ? error.message : String(error) }
-    }
-  }
   return {
     node: process.version,
     platform: `${process.platform} ${process.arch}`,
     addon: addonPath,
     instructions: isa(),
     threads: threads(),
-    memory: { total: totalmem(), free: freemem(), limit: memory().limit },
-    devices: ['cpu', 'cuda'].map(device),
+    memory: { total: totalmem(), free: freemem(), limit: memory({ device: 'cpu' }).limit },
+    devices: devices().map(({ device, usable, why, name, capability, totalBytes }) => ({
+      name: device,
+      usable,
+      why: usable && capability ? `${name}, compute capability ${capability}, ${megabytes(totalBytes)}` : why,
+    })),
   }
 }
 
@@ -43,6 +38,6 @@ export function diagnosisText(d: Diagnosis): string {
     `instructions  ${d.instructions}`,
     `threads       ${d.threads}`,
     `memory        ${megabytes(d.memory.free)} free of ${megabytes(d.memory.total)}, limit of the engine: ${limit}`,
-    ...d.devices.map((v) => `${v.name.padEnd(13)} ${v.usable ? 'yes' : 'no'}: ${v.why}`),
+    ...d.devices.map((v) => `${v.name.padEnd(13)} ${v.usable ? 'yes' : 'no'}${v.why && `: ${v.why}`}`),
   ].join('\n')
 }

@@ -13,10 +13,12 @@ import { Session, type SessionOptions } from '../pipeline/session.js'
 import { chatTemplates } from '../pipeline/template.js'
 import type { TextOptions } from '../pipeline/writer.js'
 import { image, text } from '../sequence.js'
+import type { Device } from '../system.js'
 import { interruptible, StatusLine } from './terminal.js'
 
 interface Common {
   model: string
+  device?: Device
   json?: boolean
 }
 interface TextFlags extends Common {
@@ -37,19 +39,24 @@ const number = (lowest: number, whole: boolean) => (word: string) => {
 
 /** Loads the model, says so where somebody looks, and gives it back afterwards. */
 async function withModel<T>(
-  { model, json }: Common,
+  { model, json, device }: Common,
   run: (p: Pipeline, signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
   return interruptible(async (signal) => {
-    using pipeline = await load(model, signal, json)
+    using pipeline = await load(model, device, signal, json)
     return await run(pipeline, signal)
   })
 }
 
-async function load(model: string, signal: AbortSignal, json: boolean | undefined): Promise<Pipeline> {
+async function load(
+  model: string,
+  device: Device | undefined,
+  signal: AbortSignal,
+  json: boolean | undefined,
+): Promise<Pipeline> {
   using line = new StatusLine(json)
   const hub = { onProgress: line.bytes('fetching') }
-  return await loadModel(model, { signal, onProgress: line.percent('loading'), hub })
+  return await loadModel(model, { device, signal, onProgress: line.percent('loading'), hub })
 }
 
 const textOptions = (flags: TextFlags, signal: AbortSignal): TextOptions => ({
@@ -120,9 +127,12 @@ function pictureWriter(folder: string): (picture: Picture) => Promise<string> {
   }
 }
 
+const deviceFlag = () => new Option('--device <name>', 'cpu, cuda, cuda:1 and so on, or auto: cuda where that works')
+
 function withTextFlags(command: Command): Command {
   return command
     .requiredOption('-m, --model <source>', 'checkpoint folder, id of the Hugging Face hub, or deem-nano')
+    .addOption(deviceFlag())
     .option('--max-tokens <n>', 'longest answer', number(1, true), 64)
     .option('--temperature <t>', '0: always the likeliest token', number(0, false), 0)
     .option('--top-p <p>', 'draw among the fewest tokens whose probabilities reach it', number(0, false), 1)
@@ -149,6 +159,7 @@ export function addModelCommands(program: Command): void {
     .description('paints a picture from words')
     .argument('<words>')
     .requiredOption('-m, --model <source>', 'checkpoint folder, id of the Hugging Face hub, or deem-nano')
+    .addOption(deviceFlag())
     .option('-o, --output <file>', 'PNG to write', 'picture.png')
     .addOption(
       new Option('--sampler <name>')

@@ -8,6 +8,7 @@ import { DeemError } from '../errors.js'
 import { readTensors } from '../files.js'
 import { parsePythonJson } from '../json.js'
 import { ops } from '../ops.js'
+import { defaultDevice } from '../system.js'
 import { Tensor } from '../tensor.js'
 import type { ComputeType } from './compare.js'
 
@@ -56,8 +57,13 @@ export function kindOf(dir: string): string {
 export async function loadCase(dir: string, dtype: ComputeType): Promise<Case> {
   const described = join(dir, 'config.json')
   const config = existsSync(described) ? (parsePythonJson(readFileSync(described, 'utf8')) as Json) : {}
-  const read = async (file: string): Promise<Tensors> =>
-    existsSync(join(dir, file)) ? (await readTensors(join(dir, file))).tensors : {}
+  const read = async (file: string): Promise<Tensors> => {
+    if (!existsSync(join(dir, file))) return {}
+    const { tensors } = await readTensors(join(dir, file))
+    return Object.fromEntries(
+      Object.entries(tensors).map(([name, t]) => [name, t.dtype === 'f32' ? t.to(defaultDevice()) : t]),
+    )
+  }
   return {
     dir,
     kind: kindOf(dir),

@@ -2,7 +2,7 @@
 import { relative } from 'node:path'
 import { Command, InvalidArgumentError } from 'commander'
 import { DeemError } from '../errors.js'
-import { native } from '../native.js'
+import { type Device, setDefaultDevice } from '../system.js'
 import { bf16Errors, judge } from './bf16.js'
 import { type Case, findCases, kindOf, loadCase } from './case.js'
 import type { Comparison, ComputeType } from './compare.js'
@@ -162,7 +162,7 @@ const program = new Command('parity')
   .option('--tensors', 'with the relative L2 error of every output and gradient in it', false)
   .option('--repeat <n>', 'also print median forward and backward milliseconds of n runs', whole, 0)
   .option('--dtype <dtype>', 'f32, bf16 or f16', 'f32')
-  .option('--device <device>', 'cpu', 'cpu')
+  .option('--device <device>', 'cpu or cuda', 'cpu')
   .action(
     async (
       dirs: string[],
@@ -170,7 +170,7 @@ const program = new Command('parity')
     ) => {
       if (options.dtype !== 'f32' && options.dtype !== 'bf16' && options.dtype !== 'f16')
         throw new DeemError('ERR_DTYPE', `--dtype must be f32, bf16 or f16 but is '${options.dtype}'`)
-      native.checkDevice(options.device)
+      setDefaultDevice(options.device as Device)
       const results: Result[] = []
       for (const dir of findCases(dirs)) {
         const r = await runCase(dir, options.dtype, options.repeat, options.tensors)

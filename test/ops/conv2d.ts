@@ -101,6 +101,17 @@ opTest('conv2d', [
   convCase('1x1, padded', [1, 3, 3, 2], 2, [1, 1], around(1)),
   convCase('padding wider than the kernel', [1, 2, 2, 2], 2, [2, 2], around(3)),
   convCase('3x3 depthwise, stride 2', [1, 7, 8, 19], 19, [3, 3], { stride: 2, ...around(1), groups: 19 }, { narrow }),
+  // As many weights as are multiplied where they lie, with patches written out.
+  ...(['1x1', '3x3'] as const).flatMap((pad) => {
+    const few = { probes: 3, tolerance: { value: 1e-5, grad: 2e-5 } }
+    const [options, side] = pad === '3x3' ? [around(1), 2] : [{ stride: 2, padRight: 1, padBottom: 2 }, 4]
+    return [
+      convCase(`3x3 of many weights, few pixels of ${side}`, [1, side, side, 512], 228, [3, 3], options, {
+        ...few,
+        narrow,
+      }),
+    ]
+  }),
   convCase('3x3 of 63 channels', [1, 6, 6, 63], 65, [3, 3], around(1), { probes: 5 }),
   {
     name: 'a crop of a larger map',

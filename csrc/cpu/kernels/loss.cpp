@@ -36,12 +36,13 @@ static void forward(const CrossEntropyArgs& a) {
 }
 
 static void backward(const CrossEntropyBackwardArgs& a) {
+  const float scale = a.kept ? float(double(*a.dy) / double(a.kept)) : 0.0f;
   dispatch_float(a.dtype, "cross_entropy_backward", [&]<class T>(T) {
     parallel_for(a.rows, a.cols * 20, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
         T* dx = (T*)a.dlogits + r * a.cols;
         if (a.labels[r] != a.ignore_index) {
-          backward_row((const T*)a.logits + r * a.cols, a.labels[r], a.cols, a.lse[r], a.scale, dx);
+          backward_row((const T*)a.logits + r * a.cols, a.labels[r], a.cols, a.lse[r], scale, dx);
         } else {
 #pragma omp simd
           for (int64_t i = 0; i < a.cols; i++) store(dx + i, 0.0f);
