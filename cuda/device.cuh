@@ -43,6 +43,17 @@ void launch(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_
 
 #define DEEM_DEVICE __device__ __forceinline__
 
+namespace deem::cuda {
+
+// The emulator ends a kernel that gives a vector access an address out of line; the GPU does so by itself.
+DEEM_DEVICE void check_aligned([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes) {
+#ifndef __CUDACC__
+  if (reinterpret_cast<uintptr_t>(p) % bytes) emu::fault("a vector access at an address not aligned to it");
+#endif
+}
+
+}  // namespace deem::cuda
+
 // DEEM_LAUNCH((layer_norm_kernel<T, P>), dim3(rows), dim3(128), 0, stream(), x, y); throws what the launch reports.
 #define DEEM_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
   ::deem::cuda::launch(#kernel, kernel, grid, block, smem_bytes, stream __VA_OPT__(, ) __VA_ARGS__)

@@ -21,10 +21,12 @@ constexpr int kVecWidth = 16 / int(sizeof(T));
 // N elements from an address aligned to all of them: load_vec<8>(x + i).
 template <int N, class T>
 DEEM_DEVICE Vec<T, N> load_vec(const T* p) {
+  check_aligned(p, sizeof(T) * N);
   return *reinterpret_cast<const Vec<T, N>*>(p);
 }
 template <class T, int N>
 DEEM_DEVICE void store_vec(T* p, const Vec<T, N>& v) {
+  check_aligned(p, sizeof(T) * N);
   *reinterpret_cast<Vec<T, N>*>(p) = v;
 }
 

@@ -3,6 +3,8 @@
 
 #include <sys/mman.h>
 
+#include <array>
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -52,7 +54,7 @@ constexpr unsigned char kGapByte = 0xfb;
 struct Fiber {
   void* sp;
   char* stack;
-  int thread;
+  size_t colour;  // bytes: tops of stacks at one offset of their pages would all want the same lines of the cache
   void* fake = nullptr;  // AddressSanitizer's
   void* race = nullptr;  // ThreadSanitizer's
 };
@@ -62,7 +64,7 @@ struct Thread {
   Fiber* fiber;
   Where where;  // it waits
   uint8_t lane;
-  uint16_t warp, number;
+  uint16_t warp;
   int group = 0;       // of copies, now open
   int first_copy = 0;  // in flight
   std::vector<std::pair<int, Copy>> copies;
@@ -95,7 +97,7 @@ Thread threads[kMaxThreads];
 Warp warps[kMaxThreads / kWarp];
 Thread* self;
 int count, alive, waiting, phase, votes[2];
-uint16_t waiters[kMaxThreads];
+Where waiting_at;
 char start_token, end_token, barrier_token[2], fence_token;
 Array arrays[64];
 int array_count;
@@ -103,11 +105,11 @@ size_t arena_used, static_bytes;
 char* arena;
 bool failed;
 
-// Who may run: all that have not begun, in order, then a ring; or one set to draw from.
-uint16_t ready[kMaxThreads];
-unsigned head, tail;
+// Who may run: lanes of each warp, and warps that have such lanes.
+uint32_t ready[kMaxThreads / kWarp], ready_warps;
 bool shuffled;
-int favourite;  // warp to go on with where it can; -1: none
+int turn;       // the warp whose lanes run
+uint32_t stay;  // of 8 chances, to go on with that warp while it can; 8 lets one run far ahead of the others
 uint32_t random_state;
 
 std::vector<Fiber*> spare;
@@ -130,25 +132,28 @@ uint32_t random_below(uint32_t n) {
   return uint32_t(uint64_t(random_state) * n >> 32);
 }
 
-void make_ready(int thread) {
-  ready[tail % kMaxThreads] = uint16_t(thread);
-  tail++;
+void make_ready(int warp, uint32_t lanes) {
+  ready[warp] |= lanes;
+  ready_warps |= 1u << warp;
 }
 
-int next_ready() {
-  if (head == tail) return -1;
-  if (shuffled) {
-    // Either any thread, or one of a favoured warp, which then runs far ahead of the others.
-    unsigned pick = head + random_below(tail - head);
-    if (favourite >= 0) {
-      unsigned i = head;
-      while (i != tail && ready[i % kMaxThreads] / kWarp != favourite) i++;
-      if (i != tail) pick = i;
-      else favourite = ready[pick % kMaxThreads] / kWarp;
-    }
-    std::swap(ready[pick % kMaxThreads], ready[head % kMaxThreads]);
-  }
-  return ready[head++ % kMaxThreads];
+// The first bit set from a random one on.
+int random_bit(uint32_t bits) {
+  const unsigned from = random_below(32);
+  return int((unsigned(std::countr_zero(std::rotr(bits, int(from)))) + from) % 32);
+}
+
+// Without a seed lanes run in order, and a warp until all its lanes wait.
+Thread* next_ready() {
+  if (!ready_warps) return nullptr;
+  if (!(ready_warps >> turn & 1) || (shuffled && stay < 8 && random_below(8) >= stay))
+    turn = shuffled ? random_bit(ready_warps)
+                    : int((unsigned(std::countr_zero(std::rotr(ready_warps, turn))) + unsigned(turn)) % 32);
+  uint32_t& lanes = ready[turn];
+  const int lane = shuffled ? random_bit(lanes) : std::countr_zero(lanes);
+  lanes &= ~(1u << lane);
+  if (!lanes) ready_warps &= ~(1u << turn);
+  return &threads[turn * kWarp + lane];
 }
 
 void jump(Fiber* from, Fiber* to, [[maybe_unused]] bool dying = false) {
@@ -180,6 +185,8 @@ Fiber* make_fiber() {
   if (p == MAP_FAILED) std::abort();
   mprotect(p, kPage, PROT_NONE);
   f->stack = static_cast<char*>(p);
+  static size_t made = 0;
+  f->colour = made++ * 5 % 64 * 64;
 #ifdef DEEM_EMU_TSAN
   f->race = __tsan_create_fiber(0);
 #endif
@@ -196,13 +203,12 @@ Fiber* fiber_for(Thread& t) {
     f = spare.back();
     spare.pop_back();
   }
-  auto** sp = reinterpret_cast<void**>(f->stack + kStack - 16);
+  auto** sp = reinterpret_cast<void**>(f->stack + kStack - 16 - f->colour);
   *--sp = nullptr;
   *--sp = reinterpret_cast<void*>(&fiber_main);
   for (int i = 0; i < 6; i++) *--sp = nullptr;
   f->sp = sp;
   f->fake = nullptr;
-  f->thread = t.number;
   return f;
 }
 
@@ -225,16 +231,16 @@ bool same(const Where& a, const Where& b) {
     for (int g = 0; g < warps[w].groups && listed < 8; g++, listed++)
       text += str(" warp ", w, " at ", text_of(warps[w].group[g].where), " with mask 0x", std::hex,
                   warps[w].group[g].mask, ", of which 0x", warps[w].group[g].arrived, " came;");
-  if (waiting) text += str(" ", waiting, " threads at ", text_of(threads[waiters[0]].where), ";");
+  if (waiting) text += str(" ", waiting, " threads at ", text_of(waiting_at), ";");
   fault(text);
 }
 
 // Another thread's turn; returns when this one is made ready again.
 void wait_turn() {
   Thread& me = *self;
-  const int next = next_ready();
-  if (next < 0) stuck();
-  Thread& t = threads[next];
+  Thread* next = next_ready();
+  if (!next) stuck();
+  Thread& t = *next;
   enter(t);
   if (&t == &me) return;
   if (!t.fiber) t.fiber = fiber_for(t);
@@ -256,7 +262,7 @@ void fiber_main() {
     release(&end_token);
     alive--;
     warps[t.warp].live &= ~(1u << t.lane);
-    if (waiting) fault(str("a thread ends while others wait at ", text_of(threads[waiters[0]].where)));
+    if (waiting) fault(str("a thread ends while others wait at ", text_of(waiting_at)));
     for (int g = 0; g < warps[t.warp].groups; g++)
       if (warps[t.warp].group[g].mask >> t.lane & 1)
         fault(
@@ -267,13 +273,12 @@ void fiber_main() {
       if (!kRaces) spare.push_back(mine);
       jump(mine, &main_fiber, true);
     }
-    const int next = next_ready();
-    if (next < 0) self = &t, stuck();
-    Thread& other = threads[next];
+    Thread* next = next_ready();
+    if (!next) stuck();
+    Thread& other = *next;
     enter(other);
     if (!other.fiber && !kRaces) {  // goes on here: a thread that never waits costs no switch
       other.fiber = mine;
-      mine->thread = next;
       continue;
     }
     if (!other.fiber) other.fiber = fiber_for(other);
@@ -333,13 +338,14 @@ void begin_block(bool first) {
   random_state = (seed_ * 2654435761u ^ (now.block.x * 40503u + now.block.y * 9973u + now.block.z * 613u)) | 1;
   for (int i = 0; i < 4; i++) random_below(2);
   shuffled = seed_ != 0;
-  favourite = shuffled && random_below(2) ? 0 : -1;
-  std::iota(ready, ready + count, uint16_t(0));
-  head = 0;
-  tail = unsigned(count);
+  stay = shuffled ? std::array{0u, 7u, 8u}[random_below(3)] : 8;
+  turn = 0;
+  ready_warps = 0;
   for (int w = 0; w * kWarp < count; w++) {
     warps[w].groups = warps[w].fences = 0;
     warps[w].live = count - w * kWarp >= kWarp ? ~0u : (1u << (count - w * kWarp)) - 1;
+    ready[w] = 0;
+    make_ready(w, warps[w].live);
   }
   if (grid->smem) {
     char* p = arena_take(grid->smem);
@@ -362,7 +368,7 @@ void forget_threads() {  // after a fault: whoever waits is dropped where it is
 void run_block(bool first) {
   begin_block(first);
   release(&start_token);
-  Thread& t = threads[next_ready()];
+  Thread& t = *next_ready();
   enter(t);
   t.fiber = fiber_for(t);
   jump(&main_fiber, t.fiber);
@@ -382,7 +388,6 @@ void shape_threads(dim3 size) {
     Thread& t = threads[i];
     const unsigned n = unsigned(i);
     t.id = uint3{n % size.x, n / size.x % size.y, n / (size.x * size.y)};
-    t.number = uint16_t(i);
     t.warp = uint16_t(i / kWarp);
     t.lane = uint8_t(i % kWarp);
     if constexpr (kRaces)
@@ -411,9 +416,9 @@ void fault(std::string given) {
 int barrier(const Where& where, int value) {
   Thread& me = *self;
   me.where = where;
-  if (waiting && !same(threads[waiters[0]].where, where))
-    fault(str("__syncthreads in a divergent branch: some threads wait at ", text_of(threads[waiters[0]].where),
-              ", this one at ", text_of(where)));
+  if (waiting && !same(waiting_at, where))
+    fault(str("__syncthreads in a divergent branch: some threads wait at ", text_of(waiting_at), ", this one at ",
+              text_of(where)));
   if (alive != count) fault(str("__syncthreads at ", text_of(where), " after a thread ended"));
   const int parity = phase & 1;
   release(&barrier_token[parity]);
@@ -421,11 +426,14 @@ int barrier(const Where& where, int value) {
   if (waiting + 1 == alive) {
     phase++;
     votes[phase & 1] = 0;
-    for (int i = 0; i < waiting; i++) make_ready(waiters[i]);
     waiting = 0;
-    if (shuffled) make_ready(me.number), wait_turn();
+    for (int w = 0; w * kWarp < count; w++) make_ready(w, warps[w].live);
+    const uint32_t mine = 1u << me.lane;
+    if (shuffled) wait_turn();
+    else if (!(ready[me.warp] &= ~mine)) ready_warps &= ~(1u << me.warp);
   } else {
-    waiters[waiting++] = me.number;
+    waiting++;
+    waiting_at = where;
     wait_turn();
   }
   acquire(&barrier_token[parity]);
@@ -463,8 +471,8 @@ void collective(uint32_t mask, WarpOp op, const void* in, void* out, bool fence,
     if (op) op(group.lanes, mask);
     if (fence) warp.fences++;
     if (g != --warp.groups) warp.group[g] = warp.group[warp.groups];
-    for (uint32_t rest = mask & ~bit; rest; rest &= rest - 1) make_ready(me.warp * kWarp + __builtin_ctz(rest));
-    if (shuffled) make_ready(me.number), wait_turn();
+    if (shuffled) make_ready(me.warp, mask), wait_turn();
+    else if (mask != bit) make_ready(me.warp, mask & ~bit);
   } else {
     wait_turn();
   }

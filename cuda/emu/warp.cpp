@@ -5,8 +5,10 @@ namespace deem::emu {
 
 namespace {
 
+using Columns = float __attribute__((vector_size(32)));  // a row of d or b
 struct Tile {
-  float a[16][16], b[16][8];
+  float a[16][16];
+  Columns b[16];
 };
 
 float bf16_low(uint32_t v) { return std::bit_cast<float>(v << 16); }
@@ -20,18 +22,20 @@ float f16_high(uint32_t v) { return f16_low(v >> 16); }
 
 const MmaIn& input(const Lanes& lanes, int l) { return *static_cast<const MmaIn*>(lanes.in[l]); }
 
-// d += a b over K columns of a; sums run in the order of the columns.
+// d += a b over K columns of a; sums run in the order of the columns. Four rows at once, since each is a chain of additions.
 template <int K>
 void multiply(const Lanes& lanes, const Tile& t) {
-  for (int g = 0; g < 8; g++)
-    for (int half = 0; half < 2; half++) {
-      const int row = g + 8 * half;
-      float sum[8];
-      for (int n = 0; n < 8; n++) sum[n] = std::bit_cast<float>(input(lanes, g * 4 + n / 2).d[2 * half + n % 2]);
-      for (int k = 0; k < K; k++)
-        for (int n = 0; n < 8; n++) sum[n] += t.a[row][k] * t.b[k][n];
-      for (int n = 0; n < 8; n++) static_cast<float*>(lanes.out[g * 4 + n / 2])[2 * half + n % 2] = sum[n];
-    }
+  Columns d[16];
+  for (int l = 0; l < kWarp; l++)
+    for (int i = 0; i < 4; i++) d[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] = std::bit_cast<float>(input(lanes, l).d[i]);
+  for (int row = 0; row < 16; row += 4) {
+    Columns sum[4] = {d[row], d[row + 1], d[row + 2], d[row + 3]};
+    for (int k = 0; k < K; k++)
+      for (int r = 0; r < 4; r++) sum[r] += t.a[row + r][k] * t.b[k];
+    for (int r = 0; r < 4; r++) d[row + r] = sum[r];
+  }
+  for (int l = 0; l < kWarp; l++)
+    for (int i = 0; i < 4; i++) static_cast<float*>(lanes.out[l])[i] = d[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2];
 }
 
 template <float (*LOW)(uint32_t), float (*HIGH)(uint32_t)>
