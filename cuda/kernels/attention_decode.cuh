@@ -122,6 +122,7 @@ __global__ void __launch_bounds__(kDecodeThreads, ROWS < 8 ? 4 : 2)
       const float base = best == kNever ? 0.0f : best, e0 = exp_of<T>(x0 - base), e1 = exp_of<T>(x1 - base);
       const float sum = warp_sum(e0 + e1), factor = exp_of<T>(before - base);
       s[lane] = e0, s[lane + 32] = e1;
+      __syncwarp();  // all lanes have read tops
       if (lane == 0) tops[r] = best, factors[r] = factor, totals[r] = totals[r] * factor + sum;
     }
     __syncthreads();
