@@ -42,7 +42,7 @@ DEEM_DEVICE DecodeRow decode_row(const AttentionProblem& p, int64_t kv, int64_t 
 
 // Grid: (batch, head of keys, group of ROWS rows, part), the last fastest. lanes: of a key, a power of two.
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kDecodeThreads, ROWS < 8 ? 4 : 2)
+__global__ void __launch_bounds__(kDecodeThreads, ROWS < 4 ? 4 : 2)
     attention_decode(AttentionArgs a, int groups, int lanes, bool vectors, DecodeParts parts) {
   constexpr int W = kVecWidth<T>, kAtOnce = ROWS < 4 ? 4 : 2;  // keys whose loads are under way together
   DEEM_SHARED_DYN(float, queries);                             // [ROWS][chunks * W], times scale
