@@ -38,7 +38,7 @@ constexpr int kColumnLanes = 32, kColumnLines = 8;
 
 // A thread sums V neighbouring columns over every eighth row of a part; then the eight are added.
 template <class Acc, class T, int V>
-static __global__ void __launch_bounds__(kColumnLanes* kColumnLines)
+static __global__ void __launch_bounds__(kColumnLanes* kColumnLines, 4)
     sum_columns(const T* x, SumOutput out, Acc* partial, int64_t rows, int64_t inner, SumPlan plan, int64_t tiles,
                 int64_t items) {
   constexpr int kAhead = 4;  // rows whose loads are in flight together

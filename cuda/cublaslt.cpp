@@ -59,8 +59,6 @@ bool fill(Library& lib) {
 
 const Library* library() {
   static const Library* const found = []() -> const Library* {
-    const char* set = std::getenv("DEEM_CUBLASLT");
-    if (set && set[0] == '0') return nullptr;
     static Library lib;  // stays, as CUDA itself does
     if (!fill(lib) || lib.Create(&lib.handle) != CUBLAS_STATUS_SUCCESS) return nullptr;
     return &lib;
@@ -172,6 +170,8 @@ Plan make_plan(const Library& lib, const GemmArgs& g) {
 }  // namespace
 
 bool cublaslt_gemm(const GemmArgs& g) {
+  const char* set = std::getenv("DEEM_CUBLASLT");
+  if (set && set[0] == '0') return false;
   const Library* lib = library();
   // The bias that it adds has the type of c.
   if (!lib || g.a.cols == 0 || (g.bias && g.c_dtype != g.dtype)) return false;

@@ -241,8 +241,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm) mma_gemm(G
       }
 }
 
-// 128 x 128: 64 KB of shared memory. The small tile goes deeper, since it is for products with few tiles, which wait for memory.
-using LargeMma = MmaTile<128, 128, 32, 64, 64, 4, 2>;
+// 48 KB of shared memory each, so that a multiprocessor of 100 KB holds two blocks. The small tile goes deeper, since it is for
+// products with few tiles, which wait for memory.
+using LargeMma = MmaTile<128, 128, 32, 64, 64, 3, 2>;
 using TallMma = MmaTile<128, 64, 32, 64, 32, 4, 3>;
 using SmallMma = MmaTile<64, 64, 64, 32, 32, 3, 3>;
 

@@ -2,7 +2,7 @@
 // Prints what ptxas says of every kernel and fails where one spills registers, where the wrappers of PTX make other instructions than
 // they should, and where the library would need one of CUDA's. Without nvcc it says so and fails.
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync } from 'node:fs'
+import { copyFileSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -82,6 +82,14 @@ function report(rows) {
   for (const r of rows) byName.set(r.name, [...(byName.get(r.name) ?? []), r])
   const names = [...byName.keys()]
   const short = demangled(names)
+  // For npm run bench:roofline.
+  const plain = rows.map(({ name, arch, registers, smem }) => ({
+    name: short[names.indexOf(name)],
+    arch,
+    registers,
+    smem,
+  }))
+  writeFileSync(join(out, 'kernels.json'), JSON.stringify(plain))
   console.log(`registers ${archs.join(' ').padEnd(6 * archs.length)}  static shared bytes  kernel`)
   for (const i of names.map((_, i) => i).sort((a, b) => (short[a] < short[b] ? -1 : 1))) {
     const of = byName.get(names[i])

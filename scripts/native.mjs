@@ -15,7 +15,8 @@ const env = { ...process.env }
 for (const name of ['MAKEFLAGS', 'MFLAGS', 'MAKELEVEL', 'BUILDTYPE', 'V']) delete env[name] // may run inside gyp's make
 const out = join(root, 'build-cmake')
 // cmake-js takes a cache for a configured build: after a configuration that failed it would build nothing for ever.
-if (!existsSync(join(out, 'build.ninja')) && !existsSync(join(out, 'Makefile'))) rmSync(join(out, 'CMakeCache.txt'), { force: true })
+if (!existsSync(join(out, 'build.ninja')) && !existsSync(join(out, 'Makefile')))
+  rmSync(join(out, 'CMakeCache.txt'), { force: true })
 const result = spawnSync(
   process.execPath,
   [

@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "core/engine.h"
+
 namespace deem {
 
 DeviceGraph::DeviceGraph(Device device, const std::function<void()>& work) : device_(device) {
@@ -17,16 +19,17 @@ DeviceGraph::DeviceGraph(Device device, const std::function<void()>& work) : dev
   graph_ = api.end_capture();
 }
 
-DeviceGraph::~DeviceGraph() { device_api(device_).destroy_graph(graph_); }
+// On the engine thread, where nothing is being recorded between tasks: sessions are disposed of on any.
+DeviceGraph::~DeviceGraph() {
+  Engine::get().post([&api = device_api(device_), graph = graph_] { api.destroy_graph(graph); });
+}
 
 void DeviceGraph::launch() const { device_api(device_).launch_graph(graph_); }
 
 bool records_graphs(Device device) {
-  static const bool wanted = [] {
-    const char* asked = std::getenv("DEEM_GRAPHS");
-    return !asked || std::string_view(asked) != "0";
-  }();
-  return wanted && device != Device::cpu;
+  if (device == Device::cpu) return false;
+  const char* asked = std::getenv("DEEM_GRAPHS");
+  return !asked || std::string_view(asked) != "0";
 }
 
 }  // namespace deem

@@ -52,9 +52,8 @@ static GemmOperand widen(const GemmOperand& o, int64_t batch, int64_t begin, int
 static void multiply_wide(const GemmArgs& a) {
   constexpr int64_t kTileNumbers = 1 << 22, kResultNumbers = 1 << 24, kFewest = 64;
   const int64_t m = a.a.rows, k = a.a.cols, n = a.b.cols;
-  int64_t tile = n;
-  if (a.batch == 1)
-    tile = std::min(n, std::max(kFewest, std::min(kTileNumbers / k, kResultNumbers / m) / kFewest * kFewest));
+  const int64_t most = std::min(kTileNumbers / std::max<int64_t>(k, 1), kResultNumbers / std::max<int64_t>(m, 1));
+  const int64_t tile = a.batch > 1 ? n : std::min(n, std::max(kFewest, most / kFewest * kFewest));
   Scratch wide_a((a.a.step == 0 ? 1 : a.batch) * m * k, DType::f32);
   Scratch wide_b((a.b.step == 0 ? 1 : a.batch) * k * tile, DType::f32);
   Scratch wide_bias, wide_c;

@@ -42,7 +42,7 @@ DEEM_DEVICE DecodeRow decode_row(const AttentionProblem& p, int64_t kv, int64_t 
 
 // Grid: (batch, head of keys, group of ROWS rows, part), the last fastest. lanes: of a key, a power of two.
 template <class T, int ROWS>
-__global__ void __launch_bounds__(kDecodeThreads)
+__global__ void __launch_bounds__(kDecodeThreads, ROWS < 4 ? 4 : 2)
     attention_decode(AttentionArgs a, int groups, int lanes, bool vectors, DecodeParts parts) {
   constexpr int W = kVecWidth<T>, kAtOnce = ROWS < 4 ? 4 : 2;  // keys whose loads are under way together
   DEEM_SHARED_DYN(float, queries);                             // [ROWS][chunks * W], times scale
@@ -122,6 +122,7 @@ __global__ void __launch_bounds__(kDecodeThreads)
       const float base = best == kNever ? 0.0f : best, e0 = exp_of<T>(x0 - base), e1 = exp_of<T>(x1 - base);
       const float sum = warp_sum(e0 + e1), factor = exp_of<T>(before - base);
       s[lane] = e0, s[lane + 32] = e1;
+      __syncwarp();  // all lanes have read tops
       if (lane == 0) tops[r] = best, factors[r] = factor, totals[r] = totals[r] * factor + sum;
     }
     __syncthreads();

@@ -86,7 +86,7 @@ DEEM_DEVICE void simt_accumulate(float (&out)[4][N], const float* w, const Rows<
 }
 
 template <class T, int COLUMNS>
-__global__ void __launch_bounds__(kSimtThreads) attention_simt(AttentionArgs a, int tiles, int slices) {
+__global__ void __launch_bounds__(kSimtThreads, 1) attention_simt(AttentionArgs a, int tiles, int slices) {
   constexpr int N = COLUMNS / 16;
   DEEM_SHARED(float, weights, kTile* kSimtLd);
   DEEM_SHARED(float, stage, kSimtStage<COLUMNS>);

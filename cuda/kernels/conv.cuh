@@ -1,15 +1,18 @@
 // What the files of convolutions share.
 #pragma once
+#include <algorithm>
+
 #include "cuda/vec.cuh"
 #include "ops/conv.h"
 
 namespace deem::cuda::conv {
 
-// Pixels of one image and elements of one filter are counted in 32 bits.
+// Pixels of one image and elements of one filter are fewer: they are counted in 32 bits.
+constexpr int64_t kMostMap = int64_t(1) << 30;
+
 inline void check_sizes(const ConvSizes& s) {
-  constexpr int64_t kMost = int64_t(1) << 30;
   check<ShapeError>(
-      s.h * s.w < kMost && s.oh * s.ow < kMost && s.kh * s.kw < kMost / std::max(s.in, s.out),
+      s.h * s.w < kMostMap && s.oh * s.ow < kMostMap && s.kh * s.kw < kMostMap / std::max(s.in, s.out),
       "[conv2d] cuda takes images of fewer than 2^30 pixels and filters of fewer than 2^30 elements but got ", s.h,
       " x ", s.w, " and ", s.kh, " x ", s.kw, " for ", s.in, " -> ", s.out, " channels");
 }

@@ -1,7 +1,4 @@
 // Convolutions of each channel by itself: forward and data gradient. A thread has V neighbouring channels.
-#include <algorithm>
-
-#include "cuda/kernels/conv.cuh"
 #include "cuda/kernels/conv_operands.cuh"
 
 namespace deem::cuda::conv {

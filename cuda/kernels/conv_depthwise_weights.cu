@@ -1,8 +1,6 @@
 // The weight gradient of convolutions of each channel by itself: sums of every image and chunk of output rows, then their sum.
-#include <algorithm>
 #include <optional>
 
-#include "cuda/kernels/conv.cuh"
 #include "cuda/kernels/conv_operands.cuh"
 #include "cuda/slot.h"
 

@@ -6,8 +6,7 @@
 //   line(i), depth(d): i, d count from the block's first;  at(line, depth): the element's address, null where it is zero.
 // kAlongDepth says which of the two neighbouring elements in memory follow.
 #pragma once
-#include "cuda/vec.cuh"
-#include "ops/conv.h"
+#include "cuda/kernels/conv.cuh"
 
 namespace deem::cuda::conv {
 
@@ -21,9 +20,6 @@ struct Divisor {
   }
   DEEM_DEVICE uint32_t quotient(uint32_t n) const { return (__umulhi(n, multiplier) + n) >> shift; }
 };
-
-constexpr int64_t kMostMap =
-    int64_t(1) << 30;  // pixels of one image, elements of one filter: they are counted in 32 bits
 
 // A feature map [n, h, w, c] read at (image, i * step + top + th, j * step + left + tw, channel) for pixels (image, i, j) of a
 // grid and taps (th, tw, channel); zero outside.

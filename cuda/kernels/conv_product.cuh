@@ -4,7 +4,6 @@
 #include <limits>
 #include <optional>
 
-#include "cuda/kernels/conv.cuh"
 #include "cuda/kernels/conv_ffma.cuh"
 #include "cuda/kernels/conv_mma.cuh"
 

@@ -88,7 +88,7 @@ struct Softmax {
 };
 
 template <class T, int V>
-__global__ void __launch_bounds__(kQueryThreads, 6) attend_kernel(MmfsArgs a) {
+__global__ void __launch_bounds__(kQueryThreads, 5) attend_kernel(MmfsArgs a) {
   DEEM_SHARED(Samples, shared, kQueryWarps);
   const MmfsShape& s = a.shape;
   const Query k(a);

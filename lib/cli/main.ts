@@ -2,6 +2,7 @@
 /** The command line. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted. */
 import { Command } from 'commander'
 import { DeemError } from '../errors.js'
+import { cudaSelftest, selftestText } from '../selftest/run.js'
 import { addConvertCommand } from './convert.js'
 import { diagnose, diagnosisText } from './doctor.js'
 import { inspect, inspectedText } from './inspect.js'
@@ -29,6 +30,21 @@ program
   .action(async (file: string, { json }: { json?: boolean }) => {
     const found = await inspect(file)
     console.log(json ? JSON.stringify(found, null, 1) : inspectedText(found))
+  })
+
+program
+  .command('cuda-selftest')
+  .description('runs every operation and training steps on a GPU beside the CPU, and says how fast each was')
+  .option('--scale <n>', 'divides sizes, for GPUs that are emulated', (n) => Number(n), 1)
+  .option('--json', 'print one JSON object')
+  .action(async ({ json, scale }: { json?: boolean; scale: number }) => {
+    const report = await cudaSelftest({ scale, ...(!json && { onRow: (row) => console.log(selftestText(row)) }) })
+    const failed = report.rows.filter((r) => !r.ok).length
+    const { name, capability } = report.device
+    if (json) console.log(JSON.stringify(report, null, 1))
+    else
+      console.log(`${name}, compute capability ${capability}: ${report.rows.length - failed} passed, ${failed} failed`)
+    if (failed > 0) process.exitCode = 1
   })
 
 addConvertCommand(program)

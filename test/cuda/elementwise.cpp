@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "cuda/walk.cuh"
 #include "ops/gated.h"
 #include "ops/greater.h"
 #include "parity.h"
@@ -12,6 +13,18 @@ namespace {
 
 constexpr DType kFloats[] = {DType::f32, DType::bf16, DType::f16};
 constexpr int64_t kCounts[] = {1, 31, 33, 1029};
+
+TEST("cuda walk: places on axes are divided exactly") {
+  const std::vector<int64_t> divisors = {
+      1, 2, 3, 5, 7, 32, 33, 641, 65535, 65536, 65537, 1000003, (1 << 30) - 1, 1 << 30, INT32_MAX};
+  for (int64_t d : divisors)
+    for (int64_t bound : {int64_t(INT32_MAX), int64_t(1) << 40}) {  // by multiplying, by dividing
+      const cuda::Divider divider(d, bound);
+      for (int64_t q : {int64_t(0), int64_t(1), int64_t(2), bound / d / 2, bound / d - 1})
+        for (int64_t n : {q * d - 1, q * d, q * d + 1, q * d + d - 1, bound - 1})
+          if (n >= 0 && n < bound) EXPECT_EQ(divider.divide(n), n / d);
+    }
+}
 
 #define NAME(name, ...) #name,
 constexpr const char* kUnaryNames[] = {DEEM_UNARY_TABLE(NAME)};

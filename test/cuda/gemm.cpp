@@ -1,5 +1,8 @@
 // Products of every layout, in every dtype, at the edges of tiles and of alignment.
 #include "ops/matmul.h"
+
+#include <cstdlib>
+
 #include "parity.h"
 
 namespace deem::test {
@@ -40,8 +43,9 @@ void reference(const GemmArgs& g) {
       }
 }
 
-void gemm_case(const Shape& s, DType t) {
-  Parity p(name_of_case(s, t));
+void gemm_case(const Shape& s, DType t, bool cublaslt = false) {
+  setenv("DEEM_CUBLASLT", cublaslt ? "1" : "0", 1);
+  Parity p(str(name_of_case(s, t), cublaslt ? " cuBLASLt" : ""));
   const int64_t a_line = (s.a_transposed ? s.m : s.k) + s.pad, b_line = (s.b_transposed ? s.k : s.n) + s.pad;
   const int64_t a_count = s.batch * (s.a_transposed ? s.k : s.m) * a_line;
   const int64_t b_count = s.batch * (s.b_transposed ? s.n : s.k) * b_line;
@@ -111,6 +115,21 @@ TEST("gemm: few outputs, long sums") {
     gemm_case({.m = 8, .n = 24, .k = 1500, .a_transposed = true, .bias = true, .c_pad = 8}, t);
     gemm_case({.m = 9, .n = 5, .k = 1111, .batch = 2, .b_transposed = true, .bias = true, .wide = true}, t);
   }
+}
+
+// Where the build has it; our own kernels once more elsewhere.
+TEST("gemm: cuBLASLt") {
+  for (DType t : kTypes)
+    for (bool a : {false, true})
+      for (bool b : {false, true}) {
+        gemm_case({.m = 72, .n = 40, .k = 104, .a_transposed = a, .b_transposed = b, .bias = a}, t, true);
+        gemm_case({.m = 9, .n = 33, .k = 35, .batch = 3, .a_transposed = a, .b_transposed = b, .bias = b}, t, true);
+        gemm_case({.m = 1, .n = 7, .k = 12, .a_transposed = a, .b_transposed = b, .bias = true, .wide = true}, t, true);
+        gemm_case({.m = 8, .n = 1, .k = 1, .a_transposed = a, .b_transposed = b, .pad = 2, .c_pad = 3}, t, true);
+        gemm_case({.m = 1, .n = 1, .k = 9, .batch = 2, .a_transposed = a, .b_transposed = b, .first = 1}, t, true);
+        // The plan is kept, its pointers are not.
+        gemm_case({.m = 72, .n = 40, .k = 104, .a_transposed = a, .b_transposed = b, .bias = a}, t, true);
+      }
 }
 
 }  // namespace

@@ -60,7 +60,8 @@ TEST("cross_entropy: cuda as cpu") {
     for (RowCase c : kLosses) {
       Parity p(str("cross_entropy ", c.rows, " x ", c.cols, " ", t));
       auto logits = p.random(c.rows * c.cols, t, 5), labels = p.integers(c.rows, DType::i64, 0, c.cols),
-           lse = p.output(c.rows), loss = p.output(c.rows), dlogits = p.output(c.rows * c.cols, t);
+           lse = p.output(c.rows), loss = p.output(c.rows), dlogits = p.output(c.rows * c.cols, t),
+           dy = p.of<float>({1.5f});
       if (c.rows > 2) labels.host<int64_t>()[1] = -100;
       p.run([&](Device d) {
         cross_entropy_kernel(d, {.logits = logits(d),
@@ -75,7 +76,8 @@ TEST("cross_entropy: cuda as cpu") {
                                           .labels = labels(d),
                                           .lse = lse(d),
                                           .dlogits = dlogits(d),
-                                          .scale = 0.5f,
+                                          .dy = dy(d),
+                                          .kept = c.rows - (c.rows > 2),
                                           .rows = c.rows,
                                           .cols = c.cols,
                                           .ignore_index = -100,

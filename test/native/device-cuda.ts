@@ -80,14 +80,14 @@ cuda('every dtype goes there and comes back, views and nothing too', async (t) =
 })
 
 cuda('copies of many sizes arrive whole, whichever stream takes them', (t) => {
-  for (const n of [1, 63, 65_536, 1 << 18, (1 << 20) + 1, (1 << 22) + 3, 9_000_001]) {
+  for (const n of [1, 63, 65_536, 1 << 18, (1 << 20) + 1, (1 << 22) + 3]) {
     const data = Float32Array.from({ length: n }, (_, i) => (i * 2654435761) % 16777213)
     using x = tensor(data, [n], 'f32', gpu)
     using twice = ops.add(x, x)
     // Fresh memory that work is queued behind: large uploads go past it.
     using y = tensor(data, [n], 'f32', gpu)
     using rest = ops.sub(twice, y)
-    t.deepEqual(rest.read(), data, `${n}`)
+    t.true(Buffer.from(rest.read().buffer).equals(Buffer.from(data.buffer)), `${n}`)
   }
 })
 
@@ -114,7 +114,7 @@ cuda('devices do not mix', (t) => {
     () => ops.matmul(ops.reshape(a, [1, 2]), ops.reshape(b, [2, 1]), false, false),
     () => ops.cat([a, b], 0),
   ])
-    t.throws(mixed, { code: 'ERR_DEVICE', message: /different devices|are on/ })
+    t.throws(mixed, { code: 'ERR_DEVICE', message: /different devices|another device|are on/ })
 })
 
 cuda('memory is counted, limited and given back', (t) => {

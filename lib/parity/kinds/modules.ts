@@ -146,7 +146,7 @@ async function llama(m: Module, x: Tensors, config: Json): Promise<Tensors> {
 /** Rows of padding need not match (fixtures' README): both sides are compared with zeros there. */
 function zeroPadding(hidden: Tensor, keep: Tensor): Tensor {
   const [b, t] = keep.shape as [number, number]
-  return ops.mul(hidden, ops.reshape(ops.cast(keep, hidden.dtype), [b, t, 1]))
+  return ops.mul(hidden, ops.reshape(ops.cast(keep, hidden.dtype).to(hidden.device), [b, t, 1]))
 }
 
 async function unet(m: Module, x: Tensors): Promise<Tensors> {

@@ -1,0 +1,103 @@
+/** What `deem cuda-selftest` runs of the operations, each at a size that says something of its speed and at a small one. */
+import { ops } from '../ops.js'
+import { type Tensor, tensor } from '../tensor.js'
+
+export interface SelftestCase {
+  name: string
+  /** Floating inputs by name: shapes, drawn normal and scaled. */
+  inputs: Record<string, { shape: number[]; scale?: number }>
+  run(t: Record<string, Tensor>): Tensor
+  /** Operations and elements read and written of a forward pass. */
+  flops: number
+  elements: number
+  /** Draws, whose bits are compared, have no gradient. */
+  forwardOnly?: boolean
+}
+
+const ids = (n: number, below: number) =>
+  tensor(BigInt64Array.from({ length: n }, (_, i) => BigInt((i * 7919) % below)))
+
+/** `scale` divides the large sizes: 1 for a GPU, more where somebody tries it on an emulated one. */
+export function selftestCases(scale: number): SelftestCase[] {
+  const rows = Math.max(8, 4096 / scale)
+  const width = Math.max(64, Math.floor(4096 / scale))
+  const side = Math.max(4, Math.floor(64 / scale))
+  const tokens = Math.max(16, Math.floor(2048 / scale))
+  const channels = Math.max(16, Math.floor(320 / scale))
+  const vocabulary = Math.max(100, Math.floor(32006 / scale))
+  const x = { shape: [rows, width] }
+  const map = { shape: [1, side, side, channels] }
+  const vector = (n: number) => ({ shape: [n] })
+  const weight = (shape: number[]) => ({ shape, scale: 1 / Math.sqrt(shape.slice(1).reduce((a, b) => a * b, 1)) })
+  const heads = (t: number, h: number) => ({ shape: [1, t, h, 64] })
+  const by = (name: string, inputs: SelftestCase['inputs'], run: SelftestCase['run'], flops = 0): SelftestCase => {
+    const elements = Object.values(inputs).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0)
+    return { name, inputs, run, flops, elements: elements + rows * width }
+  }
+  const of = (t: Record<string, Tensor>, name: string) => t[name] as Tensor
+  const unary = (name: 'gelu' | 'silu' | 'softmax' | 'geglu' | 'swiglu' | 'tanh') =>
+    by(name, { x }, (t) => ops[name](of(t, 'x')))
+  const attention = (name: string, queries: number, keys: number, kv: number, causal: boolean) =>
+    by(
+      name,
+      { q: heads(queries, 8), k: heads(keys, kv), v: heads(keys, kv) },
+      (t) => ops.attention(of(t, 'q'), of(t, 'k'), of(t, 'v'), null, { causal }),
+      4 * 8 * 64 * queries * keys * (causal && queries === keys ? 0.5 : 1),
+    )
+  const conv = (name: string, kernel: number, stride: number, groups: number) =>
+    by(
+      name,
+      { x: map, w: weight([channels, kernel, kernel, channels / groups]), b: vector(channels) },
+      (t) => {
+        const pad = (kernel - 1) >> 1
+        const padding = { padLeft: pad, padRight: pad, padTop: pad, padBottom: pad }
+        return ops.conv2d(of(t, 'x'), of(t, 'w'), of(t, 'b'), { stride, groups, ...padding })
+      },
+      (2 * (side / stride) ** 2 * channels * channels * kernel * kernel) / groups,
+    )
+  return [
+    by('add', { a: x, b: x }, (t) => ops.add(of(t, 'a'), of(t, 'b'))),
+    unary('gelu'),
+    unary('silu'),
+    unary('tanh'),
+    unary('geglu'),
+    unary('swiglu'),
+    unary('softmax'),
+    by('sum of rows', { x }, (t) => ops.sum(of(t, 'x'), [0], false)),
+    by('transpose', { x }, (t) => ops.contiguous(ops.permute(of(t, 'x'), [1, 0]))),
+    by('layer norm', { x, w: vector(width), b: vector(width) }, (t) =>
+      ops.layerNorm(of(t, 'x'), of(t, 'w'), of(t, 'b'), 1e-6),
+    ),
+    by('rms norm', { x, w: vector(width) }, (t) => ops.rmsNorm(of(t, 'x'), of(t, 'w'), 1e-5)),
+    by('group norm with silu', { x: map, w: vector(channels), b: vector(channels) }, (t) =>
+      ops.groupNorm(of(t, 'x'), of(t, 'w'), of(t, 'b'), 8, 1e-5, true),
+    ),
+    by('cross-entropy', { x: { shape: [Math.max(4, 512 / scale), vocabulary] } }, (t) =>
+      ops.crossEntropy(of(t, 'x'), ids(of(t, 'x').shape[0] as number, vocabulary), -100),
+    ),
+    by('embedding', { x }, (t) => ops.embedding(of(t, 'x'), ids(rows, rows))),
+    by('rope', { x: heads(tokens, 8) }, (t) =>
+      ops.rope(of(t, 'x'), tensor(ids(tokens, tokens).read(), [1, tokens]), 1e4),
+    ),
+    by(
+      'linear',
+      { x, w: weight([width, width]), b: vector(width) },
+      (t) => ops.linear(of(t, 'x'), of(t, 'w'), of(t, 'b'), 'none'),
+      2 * rows * width * width,
+    ),
+    by(
+      'linear of one row',
+      { x: { shape: [1, width] }, w: weight([width, width]) },
+      (t) => ops.linear(of(t, 'x'), of(t, 'w'), null, 'none'),
+      2 * width * width,
+    ),
+    attention('attention', tokens, tokens, 8, false),
+    attention('attention, causal, grouped heads', tokens, tokens, 2, true),
+    attention('attention of one query', 1, tokens, 2, true),
+    conv('3x3 convolution', 3, 1, 1),
+    conv('3x3 convolution, stride 2', 3, 2, 1),
+    conv('7x7 depthwise convolution', 7, 1, channels),
+    by('nearest resize', { x: map }, (t) => ops.resizeNearest(of(t, 'x'), 2 * side, 2 * side)),
+    { ...by('dropout', { x }, (t) => ops.dropout(of(t, 'x'), 0.3, 1, 2)) },
+  ]
+}
