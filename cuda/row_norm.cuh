@@ -90,7 +90,7 @@ DEEM_DEVICE void write_column_sums(const float (&sums)[L::kKept][L::kV], int pac
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)) with g = dy * w, without mean(g) for rms_norm. A block takes a run of
 // rows, and keeps the sums of its columns in registers.
 template <bool kCentred, class T, class P, class L>
-__global__ void __launch_bounds__(L::kBlock) row_norm_backward_kernel(RowNormBackward a) {
+__global__ void __launch_bounds__(L::kBlock, L::kBlock == 128 ? 4 : 1) row_norm_backward_kernel(RowNormBackward a) {
   constexpr int V = L::kV;
   const int packs = a.cols / V;
   const P* w = static_cast<const P*>(a.w);
