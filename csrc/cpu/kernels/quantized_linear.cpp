@@ -214,7 +214,20 @@ static void by_floats(const QuantizedGemvArgs& a) {
   });
 }
 
+#if DEEM_ISA_INDEX >= 2
+// VNNI came between the third and the fourth instruction set: machines of the third are asked whether they have it.
+DEEM_INLINE bool has_byte_products() { return DEEM_ISA_INDEX >= 3 || __builtin_cpu_supports("avx512vnni"); }
+
+// t + products of unsigned and signed bytes, four a word.
+DEEM_INLINE __m512i add_byte_products(__m512i t, __m512i u, __m512i s) {
 #if DEEM_ISA_INDEX >= 3
+  return _mm512_dpbusd_epi32(t, u, s);
+#else
+  asm("vpdpbusd %2, %1, %0" : "+v"(t) : "v"(u), "v"(s));
+  return t;
+#endif
+}
+
 // Codes times whole numbers, 64 products an instruction. In each group of 32 columns x is a whole number of at most
 // 7 P bits times a scale, and that number is the sum of P signed bytes times powers of 128: P = 3 keeps what f32 sums keep,
 // P = 2 more than bf16 has. All sums of a block of codes stay below 2^31.
@@ -303,7 +316,7 @@ DEEM_INLINE void row_by_integers(const QuantizedGemvArgs& a, int64_t r, const La
         for (int p = 0; p < P; p++) {
           if (p) t = _mm512_slli_epi32(t, 7);
           for (int h = 0; h < kHalves; h++)
-            t = _mm512_dpbusd_epi32(t, codes[h], _mm512_loadu_si512(at + (h * P + p) * 64));
+            t = add_byte_products(t, codes[h], _mm512_loadu_si512(at + (h * P + p) * 64));
         }
         const int8_t* rest = at + kHalves * P * 64;
         if (Symmetric) t = _mm512_add_epi32(t, _mm512_loadu_si512(rest));
@@ -345,7 +358,7 @@ static bool by_integers_of(const QuantizedGemvArgs& a) {
 
 // Rows that hold what no scale fits (infinities, NaN, only tiny numbers) go the way of floats.
 static void quantized_gemv(const QuantizedGemvArgs& a) {
-  if (!(a.short_x ? by_integers_of<2>(a) : by_integers_of<3>(a))) by_floats(a);
+  if (!has_byte_products() || !(a.short_x ? by_integers_of<2>(a) : by_integers_of<3>(a))) by_floats(a);
 }
 #else
 static void quantized_gemv(const QuantizedGemvArgs& a) { by_floats(a); }
