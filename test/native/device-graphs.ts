@@ -11,7 +11,10 @@ if (process.env['DEEM_CUDA_PLUGIN'] === undefined && existsSync(emulated)) proce
 const there = process.env['DEEM_CUDA_PLUGIN'] !== undefined
 
 function cuda(title: string, run: (t: ExecutionContext) => Promise<void>): void {
-  if (!there) return test.skip(`${title} (no build-emu/libdeem_cudaemu.so)`, run)
+  if (!there) {
+    test.skip(`${title} (no build-emu/libdeem_cudaemu.so)`, run)
+    return
+  }
   test.serial(title, async (t) => {
     setDefaultDevice('cuda')
     try {
@@ -31,22 +34,25 @@ async function bothWays<T>(f: () => Promise<T>): Promise<[T, T]> {
   return [plain, await f()]
 }
 
-cuda('steps of decoding, with pictures in sight, beyond the room first asked for, after one is taken back', async (t) => {
-  const { model, inputs } = await nano()
-  const prompt = prompts(inputs)
-  const [plain, replayed] = await bothWays(async () => {
-    using session = await TextSession.open(model, prompt, { reserve: 6 })
-    const rows = prompt.text_ids.shape[0] as number
-    const out: Float32Array[] = []
-    const feed = async (id: number) => out.push(await session.logits(Array<number>(rows).fill(id)))
-    for (let id = 10; id < 20; id++) await feed(id)
-    await session.truncate((await session.length()) - 3)
-    for (let id = 30; id < 34; id++) await feed(id)
-    return out
-  })
-  t.deepEqual(replayed, plain)
-  model.dispose()
-})
+cuda(
+  'steps of decoding, with pictures in sight, beyond the room first asked for, after one is taken back',
+  async (t) => {
+    const { model, inputs } = await nano()
+    const prompt = prompts(inputs)
+    const [plain, replayed] = await bothWays(async () => {
+      using session = await TextSession.open(model, prompt, { reserve: 6 })
+      const rows = prompt.text_ids.shape[0] as number
+      const out: Float32Array[] = []
+      const feed = async (id: number) => out.push(await session.logits(Array<number>(rows).fill(id)))
+      for (let id = 10; id < 20; id++) await feed(id)
+      await session.truncate((await session.length()) - 3)
+      for (let id = 30; id < 34; id++) await feed(id)
+      return out
+    })
+    t.deepEqual(replayed, plain)
+    model.dispose()
+  },
+)
 
 cuda('passes of the denoiser by every sampler', async (t) => {
   const { model, inputs } = await nano()
