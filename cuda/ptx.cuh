@@ -4,9 +4,6 @@
 // Fragments of lane l, with g = l / 4 and t = l % 4 (PTX ISA, "Matrix Fragments for mma"):
 //   16-bit m16n8k16: a0 = (row g, columns 2t, 2t+1)  a1 = row g+8  a2, a3 = columns + 8;  b0 = (rows 2t, 2t+1, column g)
 //   b1 = rows + 8;  d0, d1 = (row g, columns 2t, 2t+1)  d2, d3 = row g+8. The element with the lower index is in the low half.
-//   tf32 m16n8k8: a0 = (row g, column t)  a1 = row g+8  a2, a3 = column t+4;  b0 = (row t, column g)  b1 = row t+4;  d as above.
-//   s8 m16n8k32: a0 = (row g, columns 4t..4t+3)  a1 = row g+8  a2, a3 = columns + 16;  b0 = (rows 4t..4t+3, column g)
-//   b1 = rows + 16;  d as above.
 #pragma once
 #include "cuda/device.cuh"
 
@@ -26,29 +23,10 @@ DEEM_DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// Operands are floats by to_tf32; of others the hardware drops the low 13 bits.
-DEEM_DEVICE void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-DEEM_DEVICE void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-// Rounded to the 10 mantissa bits of tf32, ties away from zero.
-DEEM_DEVICE uint32_t to_tf32(float v) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
-  return bits;
-}
-
 DEEM_DEVICE uint32_t shared_address(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 // 8x8 matrices of 16-bit elements: lane 8i + j gives the address of row j of matrix i (16 bytes, aligned to 16), and gets of
-// matrix i the elements (l / 4, 2 (l % 4)) and the next one, in r[i]; of the transposed matrix with _trans. x2 reads lanes 0-15.
+// matrix i the elements (l / 4, 2 (l % 4)) and the next one, in r[i]; of the transposed matrix with _trans.
 DEEM_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -61,19 +39,6 @@ DEEM_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row) {
                : "r"(shared_address(shared_row))
                : "memory");
 }
-DEEM_DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* shared_row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(shared_row))
-               : "memory");
-}
-DEEM_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* shared_row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(shared_address(shared_row))
-               : "memory");
-}
-
 // Copies to shared memory that run until cp_async_wait; both addresses aligned to the size. Where !valid zeros are written and
 // `global` is not read. Other threads see the bytes after a barrier that follows the wait.
 DEEM_DEVICE void cp_async_16(void* shared, const void* global, bool valid) {
@@ -98,15 +63,10 @@ DEEM_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// 2^v and 1/v with a relative error of about 2^-22; subnormals count as zero.
+// 2^v with a relative error of about 2^-22; subnormals count as zero.
 DEEM_DEVICE float exp2_approx(float v) {
   float r;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
-  return r;
-}
-DEEM_DEVICE float rcp_approx(float v) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
   return r;
 }
 

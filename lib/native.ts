@@ -119,7 +119,7 @@ export interface NativeModel {
 
 export interface NativeAdamW {
   dispose(): void
-  step(lrFactor: number): NativeTask<number>
+  step(lrFactor: number, gradScale?: number): NativeTask<number>
   zeroGrad(): void
   save(path: string): NativeTask<void>
   load(path: string): NativeTask<void>
@@ -171,7 +171,7 @@ export interface Native {
     inputs: Record<string, NativeTensor>,
     optionsJson: string,
     optimizer: NativeAdamW | null,
-    step: { lrFactor?: number; lossScale?: number; seed?: number; step?: number },
+    step: { lrFactor?: number; lossScale?: number; gradScale?: number; seed?: number; step?: number },
   ): NativeTask<Record<string, number>>
   readTensors(path: string, mapped: boolean): NativeTask<NativeFile>
   mapTensors(path: string, layout: readonly PlacedTensor[]): NativeTask<NativeFile>

@@ -106,19 +106,13 @@ function report(rows) {
 const wrappers = {
   'mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32': 1,
   'mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32': 1,
-  'mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32': 1,
-  'mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32': 1,
-  'cvt.rna.tf32.f32': 1,
   'ldmatrix.sync.aligned.m8n8.x4.shared.b16': 1,
   'ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16': 1,
-  'ldmatrix.sync.aligned.m8n8.x2.shared.b16': 1,
-  'ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16': 1,
   'cp.async.cg.shared.global': 1,
   'cp.async.ca.shared.global': 2,
   'cp.async.commit_group': 1,
   'cp.async.wait_group': 2,
   'ex2.approx.ftz.f32': 1,
-  'rcp.approx.ftz.f32': 1,
 }
 
 function checkWrappers() {

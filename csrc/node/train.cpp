@@ -50,7 +50,8 @@ class JsAdamW : public Napi::ObjectWrap<JsAdamW> {
     return guarded(info.Env(), [&]() -> Napi::Value {
       auto o = optimizer("step");
       double factor = From<double>::js(info[0], "step");
-      return start_task<double>(info.Env(), [=] { return o->step(factor); });
+      double scale = info[1].IsUndefined() ? 0 : From<double>::js(info[1], "step");
+      return start_task<double>(info.Env(), [=] { return o->step(factor, scale); });
     });
   }
   Napi::Value zero_grad(const Napi::CallbackInfo& info) {
@@ -96,7 +97,7 @@ Napi::Value js_backward(const Napi::CallbackInfo& info) {
   });
 }
 
-// trainStep(model, method, inputs, optionsJson, optimizer | null, {lrFactor, lossScale, seed, step})
+// trainStep(model, method, inputs, optionsJson, optimizer | null, {lrFactor, lossScale, gradScale, seed, step})
 Napi::Value js_train_step(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     auto m = JsModel::get(info[0], "trainStep");
@@ -110,6 +111,7 @@ Napi::Value js_train_step(const Napi::CallbackInfo& info) {
     Fields f(info[5], "trainStep");
     f.get("lrFactor", step.lr_factor);
     f.get("lossScale", step.loss_scale);
+    f.get("gradScale", step.grad_scale);
     f.get("seed", seed);
     f.get("step", number);
     step.seed = uint64_t(seed);

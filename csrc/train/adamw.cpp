@@ -70,9 +70,13 @@ static double sum_squares(AdamWArgs args, const std::vector<AdamWSegment>& segme
   return std::accumulate(of_piece, of_piece + pieces, 0.0);
 }
 
-double AdamW::step(double lr_factor) {
+double AdamW::step(double lr_factor, double grad_scale) {
   check<ValueError>(at_least_zero(lr_factor), "[adamw] the learning rate's factor must not be negative but is ",
                     lr_factor);
+  check<ValueError>(at_least_zero(grad_scale), "[adamw] the scale of the gradients must be positive but is ",
+                    grad_scale);
+  const bool scaled = grad_scale > 0;
+  const double unscale = scaled ? 1 / grad_scale : 1;
   std::vector<AdamWSegment> segments;
   std::vector<size_t> which;
   Tensors held;  // keeps masters and contiguous copies of gradients alive
@@ -115,8 +119,9 @@ double AdamW::step(double lr_factor) {
                  .rest2 = float(1 - options_.beta2),
                  .eps = float(options_.eps),
                  .clip = 1};
-  double norm = std::sqrt(sum_squares(args, segments, device));
+  double norm = std::sqrt(sum_squares(args, segments, device)) * unscale;
   if (!std::isfinite(norm)) {
+    if (scaled) return norm;
     for (size_t k = 0; k < segments.size(); k++) {
       AdamWSegment one = segments[k];
       one.end -= one.begin;
@@ -129,7 +134,8 @@ double AdamW::step(double lr_factor) {
     }
     throw ValueError("[adamw] the norm of the gradients is not finite");
   }
-  if (options_.max_grad_norm > 0) args.clip = float(std::min(1.0, options_.max_grad_norm / (norm + 1e-6)));
+  double clip = options_.max_grad_norm > 0 ? std::min(1.0, options_.max_grad_norm / (norm + 1e-6)) : 1;
+  args.clip = float(clip * unscale);
   Uploaded list(segments, device);
   args.segments = list.data();
   adamw_update_kernel(device, args);

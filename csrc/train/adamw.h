@@ -33,7 +33,9 @@ class AdamW {
 
   // Updates every parameter that has a gradient; the others' moments and counts stay. Returns the L2 norm of all
   // gradients before clipping. Throws ValueError, changing nothing, if a gradient is not finite.
-  double step(double lr_factor);
+  // grad_scale: what gradients are divided by, for losses that were multiplied by it so that small gradients stay in f16's range; then
+  // ones that are not finite are no error: nothing changes and the norm is not finite. 0: neither.
+  double step(double lr_factor, double grad_scale = 0);
   void zero_grad();
 
   std::vector<State> state() const;  // shares the moments' and masters' memory

@@ -14,6 +14,8 @@ std::map<std::string, double> train_step(Model& model, const std::string& method
   std::map<std::string, double> scalars;
   try {
     check<ValueError>(std::isfinite(step.loss_scale), "[train_step] the loss's scale is ", step.loss_scale);
+    check<ValueError>(step.grad_scale >= 0 && std::isfinite(step.grad_scale), "[train_step] the gradients' scale is ",
+                      step.grad_scale);
     GradMode on(true);
     RngScope draws(step.seed, step.step);
     TensorMap outputs = model.call(method, placed(model.params, inputs), options);
@@ -24,10 +26,11 @@ std::map<std::string, double> train_step(Model& model, const std::string& method
     check<ValueError>(std::isfinite(scalars["loss"]), "[train_step] the loss is ", scalars["loss"]);
     Tensor root = loss->second;
     outputs.clear();  // whatever backward does not need is freed as it goes
-    backward({root}, {Tensor::full(root.shape(), step.loss_scale, root.dtype(), root.device())});
+    double scale = step.loss_scale * (step.grad_scale > 0 ? step.grad_scale : 1);
+    backward({root}, {Tensor::full(root.shape(), scale, root.dtype(), root.device())});
     root = Tensor();
     if (optimizer) {
-      scalars["grad_norm"] = optimizer->step(step.lr_factor);
+      scalars["grad_norm"] = optimizer->step(step.lr_factor, step.grad_scale);
       optimizer->zero_grad();
     }
   } catch (...) {

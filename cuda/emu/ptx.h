@@ -10,18 +10,14 @@ struct MmaIn {
 };
 void mma_bf16_op(const Lanes& lanes, uint32_t mask);
 void mma_f16_op(const Lanes& lanes, uint32_t mask);
-void mma_tf32_op(const Lanes& lanes, uint32_t mask);
-void mma_s8_op(const Lanes& lanes, uint32_t mask);
 
 struct Row {
   uint32_t words[4];
 };
-template <int COUNT, bool TRANS>
+template <bool TRANS>
 void ldmatrix_op(const Lanes& lanes, uint32_t mask);
-extern template void ldmatrix_op<2, false>(const Lanes&, uint32_t);
-extern template void ldmatrix_op<2, true>(const Lanes&, uint32_t);
-extern template void ldmatrix_op<4, false>(const Lanes&, uint32_t);
-extern template void ldmatrix_op<4, true>(const Lanes&, uint32_t);
+extern template void ldmatrix_op<false>(const Lanes&, uint32_t);
+extern template void ldmatrix_op<true>(const Lanes&, uint32_t);
 
 // A copy in flight of this thread. Its bytes are read when it is issued, by the caller, and written when it is waited for.
 struct Copy {
@@ -44,8 +40,7 @@ struct alignas(BYTES) Chunk {
 
 namespace deem::cuda {
 
-template <class D>
-void mma(emu::WarpOp op, D (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+inline void mma(emu::WarpOp op, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   emu::MmaIn in;
   for (int i = 0; i < 4; i++) in.a[i] = a[i], in.d[i] = std::bit_cast<uint32_t>(d[i]);
   for (int i = 0; i < 2; i++) in.b[i] = b[i];
@@ -53,29 +48,18 @@ void mma(emu::WarpOp op, D (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 }
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma(emu::mma_bf16_op, d, a, b); }
 inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma(emu::mma_f16_op, d, a, b); }
-inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma(emu::mma_tf32_op, d, a, b); }
-inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma(emu::mma_s8_op, d, a, b); }
-
-inline uint32_t to_tf32(float v) {
-  const uint32_t bits = std::bit_cast<uint32_t>(v);
-  return (bits & 0x7fffffff) >= 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
-}
 
 // Each lane reads its own row, so that a sanitizer sees who reads what; then the rows are exchanged.
-template <int COUNT, bool TRANS>
-void ldmatrix(uint32_t (&r)[COUNT], const void* shared_row) {
-  emu::Row row{};
-  if (emu::lane_id() < COUNT * 8) {
-    emu::check_shared(shared_row, 16, "ldmatrix");
-    const auto* words = static_cast<const uint32_t*>(shared_row);
-    for (int i = 0; i < 4; i++) row.words[i] = words[i];
-  }
-  emu::collective(~0u, emu::ldmatrix_op<COUNT, TRANS>, &row, &r, false, emu::Where());
+template <bool TRANS>
+void ldmatrix(uint32_t (&r)[4], const void* shared_row) {
+  emu::check_shared(shared_row, 16, "ldmatrix");
+  const auto* words = static_cast<const uint32_t*>(shared_row);
+  emu::Row row;
+  for (int i = 0; i < 4; i++) row.words[i] = words[i];
+  emu::collective(~0u, emu::ldmatrix_op<TRANS>, &row, &r, false, emu::Where());
 }
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) { ldmatrix<4, false>(r, shared_row); }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row) { ldmatrix<4, true>(r, shared_row); }
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* shared_row) { ldmatrix<2, false>(r, shared_row); }
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* shared_row) { ldmatrix<2, true>(r, shared_row); }
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) { ldmatrix<false>(r, shared_row); }
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row) { ldmatrix<true>(r, shared_row); }
 
 template <int BYTES>
 void cp_async(void* shared, const void* global, bool valid) {
@@ -108,6 +92,5 @@ void cp_async_wait() {
 }
 
 inline float exp2_approx(float v) { return std::exp2(v); }
-inline float rcp_approx(float v) { return 1 / v; }
 
 }  // namespace deem::cuda

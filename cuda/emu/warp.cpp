@@ -22,15 +22,14 @@ float f16_high(uint32_t v) { return f16_low(v >> 16); }
 
 const MmaIn& input(const Lanes& lanes, int l) { return *static_cast<const MmaIn*>(lanes.in[l]); }
 
-// d += a b over K columns of a; sums run in the order of the columns. Four rows at once, since each is a chain of additions.
-template <int K>
+// d += a b over the 16 columns of a; sums run in the order of the columns. Four rows at once, since each is a chain of additions.
 void multiply(const Lanes& lanes, const Tile& t) {
   Columns d[16];
   for (int l = 0; l < kWarp; l++)
     for (int i = 0; i < 4; i++) d[l / 4 + i / 2 * 8][l % 4 * 2 + i % 2] = std::bit_cast<float>(input(lanes, l).d[i]);
   for (int row = 0; row < 16; row += 4) {
     Columns sum[4] = {d[row], d[row + 1], d[row + 2], d[row + 3]};
-    for (int k = 0; k < K; k++)
+    for (int k = 0; k < 16; k++)
       for (int r = 0; r < 4; r++) sum[r] += t.a[row + r][k] * t.b[k];
     for (int r = 0; r < 4; r++) d[row + r] = sum[r];
   }
@@ -53,50 +52,17 @@ void mma_16bit(const Lanes& lanes) {
       tile.b[2 * t + 8 * i + 1][g] = HIGH(in.b[i]);
     }
   }
-  multiply<16>(lanes, tile);
+  multiply(lanes, tile);
 }
-
-float tf32(uint32_t bits) { return std::bit_cast<float>(bits & ~0x1fffu); }
 
 }  // namespace
 
 void mma_bf16_op(const Lanes& lanes, uint32_t) { mma_16bit<bf16_low, bf16_high>(lanes); }
 void mma_f16_op(const Lanes& lanes, uint32_t) { mma_16bit<f16_low, f16_high>(lanes); }
 
-void mma_tf32_op(const Lanes& lanes, uint32_t) {
-  Tile tile;
-  for (int l = 0; l < kWarp; l++) {
-    const int g = l / 4, t = l % 4;
-    const MmaIn& in = input(lanes, l);
-    for (int i = 0; i < 4; i++) tile.a[g + i % 2 * 8][t + i / 2 * 4] = tf32(in.a[i]);
-    for (int i = 0; i < 2; i++) tile.b[t + 4 * i][g] = tf32(in.b[i]);
-  }
-  multiply<8>(lanes, tile);
-}
-
-void mma_s8_op(const Lanes& lanes, uint32_t) {
-  static int8_t a[16][32], b[32][8];
-  for (int l = 0; l < kWarp; l++) {
-    const int g = l / 4, t = l % 4;
-    const MmaIn& in = input(lanes, l);
-    for (int byte = 0; byte < 4; byte++) {
-      for (int i = 0; i < 4; i++) a[g + i % 2 * 8][4 * t + i / 2 * 16 + byte] = int8_t(in.a[i] >> 8 * byte);
-      for (int i = 0; i < 2; i++) b[4 * t + 16 * i + byte][g] = int8_t(in.b[i] >> 8 * byte);
-    }
-  }
-  for (int g = 0; g < 8; g++)
-    for (int half = 0; half < 2; half++) {
-      int sum[8];
-      for (int n = 0; n < 8; n++) sum[n] = int(input(lanes, g * 4 + n / 2).d[2 * half + n % 2]);
-      for (int k = 0; k < 32; k++)
-        for (int n = 0; n < 8; n++) sum[n] += a[g + 8 * half][k] * b[k][n];
-      for (int n = 0; n < 8; n++) static_cast<int*>(lanes.out[g * 4 + n / 2])[2 * half + n % 2] = sum[n];
-    }
-}
-
-template <int COUNT, bool TRANS>
+template <bool TRANS>
 void ldmatrix_op(const Lanes& lanes, uint32_t) {
-  for (int m = 0; m < COUNT; m++) {
+  for (int m = 0; m < 4; m++) {
     uint16_t e[8][8];
     for (int r = 0; r < 8; r++) __builtin_memcpy(e[r], static_cast<const Row*>(lanes.in[8 * m + r])->words, 16);
     for (int l = 0; l < kWarp; l++) {
@@ -106,9 +72,7 @@ void ldmatrix_op(const Lanes& lanes, uint32_t) {
     }
   }
 }
-template void ldmatrix_op<2, false>(const Lanes&, uint32_t);
-template void ldmatrix_op<2, true>(const Lanes&, uint32_t);
-template void ldmatrix_op<4, false>(const Lanes&, uint32_t);
-template void ldmatrix_op<4, true>(const Lanes&, uint32_t);
+template void ldmatrix_op<false>(const Lanes&, uint32_t);
+template void ldmatrix_op<true>(const Lanes&, uint32_t);
 
 }  // namespace deem::emu

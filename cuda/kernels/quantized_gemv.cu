@@ -37,6 +37,9 @@ DEEM_DEVICE uint32_t load_word(const uint8_t* p, bool whole) {
 template <int Bits>
 struct Codes {
   static constexpr int kWords = Bits == 8 ? 2 : 1;
+  // What codes are less when they are multiplied. Asymmetric ones too, whose offset gets it back: sums of codes that are all
+  // positive would lose bits beside those of the offset, which are nearly their opposite.
+  static constexpr float kZero = 1 << (Bits - 1);
   uint32_t word[2][kPieces][kWords];
   float scale[2], offset[2];
 
@@ -56,7 +59,7 @@ struct Codes {
       if (t < in_block && group < p.groups) {
         const __half* stored = reinterpret_cast<const __half*>(row[r] + p.code_bytes) + group;
         scale[r] = to_float(stored[0]);
-        if (!p.symmetric) offset[r] = to_float(stored[p.groups]);
+        if (!p.symmetric) offset[r] = fmaf(scale[r], kZero, to_float(stored[p.groups]));
       }
     }
   }
@@ -71,7 +74,8 @@ DEEM_DEVICE float byte_float(uint32_t word, int byte, float zero) {
   return __uint_as_float(0x4b000000u | (word >> byte * 8 & 255)) - (8388608.0f + zero);  // 2^23 + code, exact
 }
 template <int Bits>
-DEEM_DEVICE void decode(const uint32_t (&word)[Codes<Bits>::kWords], float zero, uint32_t (&out)[4]) {
+DEEM_DEVICE void decode(const uint32_t (&word)[Codes<Bits>::kWords], uint32_t (&out)[4]) {
+  constexpr float zero = Codes<Bits>::kZero;
   if constexpr (Bits == 4) {
     // 0x4300 is 128 in bf16, whose last bit counts 1.
 #pragma unroll
@@ -114,7 +118,6 @@ __global__ void __launch_bounds__(kThreads, Tiles == 4 ? 1 : 2) quantized_gemv_k
   const uint8_t* row[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) row[r] = p.packed + (first + g + r * 8 < p.rows ? first + g + r * 8 : 0) * p.row_bytes;
-  const float zero = p.symmetric ? float(1 << (Bits - 1)) : 0.0f;
   const int64_t blocks = (p.cols + kBlock - 1) / kBlock;
   float total[Tiles][4] = {}, sum[Tiles][4] = {}, x_sum[Tiles][4] = {};
   Codes<Bits> codes, next;
@@ -127,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, Tiles == 4 ? 1 : 2) quantized_gemv_k
       if (col >= p.cols) break;
       uint32_t a[2][4];
 #pragma unroll
-      for (int r = 0; r < 2; r++) decode<Bits>(codes.word[r][i], zero, a[r]);
+      for (int r = 0; r < 2; r++) decode<Bits>(codes.word[r][i], a[r]);
       const uint32_t low[4] = {a[0][0], a[1][0], a[0][1], a[1][1]}, high[4] = {a[0][2], a[1][2], a[0][3], a[1][3]};
       const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
 #pragma unroll

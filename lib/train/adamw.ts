@@ -3,6 +3,7 @@ import { type Module, matches, type NameMatch } from '../module.js'
 import { type NativeAdamW, native } from '../native.js'
 import { type CallOptions, run } from '../task.js'
 import type { Tensor } from '../tensor.js'
+import type { GradScaler } from './grad-scaler.js'
 
 export interface ParameterGroup {
   match: NameMatch
@@ -115,9 +116,14 @@ export class AdamW implements Disposable {
     if (isModules(of)) for (const { tensor } of named) tensor.dispose()
   }
 
-  /** Updates every parameter that has a gradient. Returns the gradient norm before clipping. */
-  step(lrFactor = 1, options?: CallOptions): Promise<number> {
-    return run(() => this.handle.step(lrFactor), options)
+  /**
+   * Updates every parameter that has a gradient. Returns the gradient norm before clipping. Throws ERR_VALUE, changing nothing, where a
+   * gradient is not finite; with a `scaler` such a step is left out, the norm is not finite and the scale falls.
+   */
+  async step(lrFactor = 1, { scaler, ...options }: CallOptions & { scaler?: GradScaler } = {}): Promise<number> {
+    const norm = await run(() => this.handle.step(lrFactor, scaler?.scale), options)
+    scaler?.update(norm)
+    return norm
   }
   zeroGrad(): void {
     this.handle.zeroGrad()

@@ -1,5 +1,6 @@
 export { AdamW, type AdamWOptions, type OptimizedParameter, type ParameterGroup } from './adamw.js'
 export { type CheckpointState, hasCheckpoint, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
+export { GradScaler, type GradScalerOptions, type GradScalerState } from './grad-scaler.js'
 export { type History, type LoopOptions, type LoopResult, trainLoop } from './loop.js'
 export { publishedGroups } from './published.js'
 export { constant, cosineWithWarmup, type Schedule } from './schedule.js'

@@ -2,6 +2,7 @@ import { DeemError } from '../errors.js'
 import type { Module } from '../module.js'
 import type { AdamW } from './adamw.js'
 import { type CheckpointState, checkReplaceable, hasCheckpoint, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
+import type { GradScaler } from './grad-scaler.js'
 
 /** One value a step for every curve; what reports plot. */
 export type History = Record<string, number[]>
@@ -12,6 +13,8 @@ export interface LoopOptions<B> {
   /** Saved together, under these names. */
   models: Record<string, Module>
   optimizer: AdamW
+  /** The one that `train` uses, so that it is saved and resumed too. */
+  scaler?: GradScaler
   /** The batch of a step, from the step's number alone; made for step + 1 while step runs. */
   batch: (step: number) => B
   /** Trains one step; resolves to what is to be plotted. */
@@ -57,20 +60,33 @@ export interface LoopResult {
  * ```
  */
 export async function trainLoop<B>(options: LoopOptions<B>): Promise<LoopResult> {
-  const { steps, models, optimizer, batch, train, release, checkpoint, checkpointEvery = 60, signal, onStep } = options
+  const {
+    steps,
+    models,
+    optimizer,
+    scaler,
+    batch,
+    train,
+    release,
+    checkpoint,
+    checkpointEvery = 60,
+    signal,
+    onStep,
+  } = options
   signal?.throwIfAborted()
   const resumed = checkpoint !== undefined && hasCheckpoint(checkpoint)
   // Said before hours of training, not after.
   if (checkpoint !== undefined && !resumed) checkReplaceable(checkpoint)
   const start = resumed
-    ? progressOf(await loadCheckpoint(checkpoint, models, optimizer), checkpoint)
+    ? progressOf(await loadCheckpoint(checkpoint, models, optimizer), checkpoint, scaler)
     : { step: 0, history: {}, seconds: 0 }
   const { history } = start
   let { step } = start
   const begin = performance.now()
   const seconds = () => start.seconds + (performance.now() - begin) / 1000
   const save = async () => {
-    if (checkpoint) await saveCheckpoint(checkpoint, models, optimizer, { step, history, seconds: seconds() })
+    const state = { step, history, seconds: seconds(), ...(scaler && { scaler: scaler.state() }) }
+    if (checkpoint) await saveCheckpoint(checkpoint, models, optimizer, state)
   }
   const make = (at: number): { batch: B } | undefined => (at < steps ? { batch: batch(at) } : undefined)
   let saved = performance.now()
@@ -121,9 +137,11 @@ interface LoopState {
 }
 
 /** What the loop saved; throws ERR_FORMAT where another program wrote the state. */
-function progressOf({ step, history, seconds }: CheckpointState, dir: string): LoopState {
+function progressOf(state: CheckpointState, dir: string, scaler: GradScaler | undefined): LoopState {
+  const { step, history, seconds } = state
   const curves = typeof history === 'object' && history !== null && Object.values(history).every(Array.isArray)
   if (!Number.isInteger(step) || (step as number) < 0 || !curves || !Number.isFinite(seconds))
     throw new DeemError('ERR_FORMAT', `the state of '${dir}' is not that of a training loop`)
+  scaler?.load(state.scaler)
   return { step: step as number, history: history as History, seconds: seconds as number }
 }
