@@ -152,6 +152,12 @@ export interface DeviceReport {
   totalBytes: number
   /** A GPU that this process does not use says all. */
   freeBytes: number
+  /** Of GPUs, by their clocks: bytes a second of memory; 0 where not known. */
+  memoryRate: number
+  /** Operations a second in f32. */
+  f32Rate: number
+  /** Operations a second of matrix products of bf16 or f16 with f32 sums. */
+  tensorRate: number
 }
 
 export interface Native {

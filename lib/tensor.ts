@@ -5,6 +5,9 @@ import { type CallOptions, run } from './task.js'
 
 export type { DType, TypedArray } from './native.js'
 
+/** @internal Bytes of an element. */
+export const elementBytes: Record<DType, number> = { f32: 4, bf16: 2, f16: 2, i64: 8, i32: 4, u8: 1 }
+
 /** Numbers in nested lists, the outermost axis first. */
 export type Nested = number | bigint | boolean | readonly Nested[]
 

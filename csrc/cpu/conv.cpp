@@ -1,6 +1,7 @@
 #include "ops/conv.h"
 
 #include "cpu/dnnl.h"
+#include "cpu/gemm.h"
 #include "cpu/im2col.h"
 #include "cpu/wide.h"
 #include "ops/matmul.h"
@@ -10,10 +11,63 @@ namespace deem {
 constinit Kernel<Im2colArgs> im2col_kernel{"im2col"};
 constinit Kernel<Col2imArgs> col2im_kernel{"col2im"};
 
-// ---- few pixels, large weights: products (cpu/im2col.h) -----------------------------------------------------------------
-
 static int64_t pixels(const ConvSizes& s) { return s.n * s.oh * s.ow; }
 static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
+
+// ---- products in f32 whose patches are packed from the picture (cpu/gemm.h) ---------------------------------------------
+
+static bool packs(const ConvSizes& s) { return s.groups == 1 && (s.dtype == DType::f32 || !multiplies(s.dtype)); }
+
+static void packed(const ConvSizes& s, int64_t m, int64_t n, int64_t k, const PackSource& a, const PackSource& b,
+                   const void* bias, void* c) {
+  packed_gemm_kernel(Device::cpu, {.batch = 1,
+                                   .m = m,
+                                   .n = n,
+                                   .k = k,
+                                   .a = a,
+                                   .b = b,
+                                   .bias = bias,
+                                   .c = c,
+                                   .c_row_stride = n,
+                                   .c_step = 0,
+                                   .dtype = s.dtype,
+                                   .c_dtype = s.dtype});
+}
+
+// Where a patch is a pixel, x is the matrix itself.
+static bool pointwise(const ConvSizes& s) {
+  return s.kh == 1 && s.kw == 1 && s.stride == 1 && s.h == s.oh && s.w == s.ow && s.pad_top == 0 && s.pad_left == 0;
+}
+static PackSource patches_by_line(const void* x, const ConvSizes& s) {
+  if (pointwise(s)) return {Packing::lines, x, s.in, 0, nullptr};
+  return {Packing::patch_lines, x, 0, 0, &s};
+}
+
+static void packed_forward(const ConvForwardArgs& a) {
+  const ConvSizes& s = a.s;
+  packed(s, pixels(s), s.out, patch(s), patches_by_line(a.x, s), {Packing::lines, a.weight, patch(s), 0, nullptr},
+         a.bias, a.y);
+}
+
+// A convolution of dy with the weights' taps in reverse; of stride 1.
+static void packed_data(const ConvDataArgs& a) {
+  const ConvSizes& s = a.s;
+  ConvSizes back = s;
+  back.h = s.oh, back.w = s.ow, back.oh = s.h, back.ow = s.w, back.in = s.out, back.out = s.in;
+  back.pad_top = s.kh - 1 - s.pad_top, back.pad_left = s.kw - 1 - s.pad_left;
+  packed(s, s.n * s.h * s.w, s.in, s.kh * s.kw * s.out, patches_by_line(a.dy, back),
+         {Packing::tap_rows, a.weight, 0, 0, &s}, nullptr, a.dx);
+}
+
+static void packed_weights(const ConvWeightsArgs& a) {
+  const ConvSizes& s = a.s;
+  const PackSource x = pointwise(s) ? PackSource{Packing::rows, a.x, s.in, 0, nullptr}
+                                    : PackSource{Packing::patch_rows, a.x, 0, 0, &s};
+  packed(s, s.out, patch(s), pixels(s), {Packing::rows, a.dy, s.out, 0, nullptr}, x, nullptr, a.dweight);
+  if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
+}
+
+// ---- few pixels, large weights, where those do not: products (cpu/im2col.h) -----------------------------------------------
 
 // Where copying the weights would cost as much as a good part of the work; measured by `npm run bench -- conv`.
 static bool few_pixels(const ConvSizes& s) {
@@ -103,6 +157,7 @@ static int64_t count_weight(const ConvSizes& s) { return patch(s) / s.groups * s
 
 static void forward(const ConvForwardArgs& a) {
   const ConvSizes& s = a.s;
+  if (packs(s)) return packed_forward(a);
   if (few_pixels(s)) return product_forward(a);
   Wide x(a.x, count_x(s), s.dtype), weight(a.weight, count_weight(s), s.dtype), bias(a.bias, s.out, s.dtype);
   WideResult y(a.y, count_y(s), s.dtype);
@@ -111,6 +166,7 @@ static void forward(const ConvForwardArgs& a) {
 
 static void data(const ConvDataArgs& a) {
   const ConvSizes& s = a.s;
+  if (packs(s) && s.stride == 1) return packed_data(a);
   if (few_pixels(s)) return product_data(a);
   Wide dy(a.dy, count_y(s), s.dtype), weight(a.weight, count_weight(s), s.dtype);
   WideResult dx(a.dx, count_x(s), s.dtype);
@@ -119,6 +175,7 @@ static void data(const ConvDataArgs& a) {
 
 static void weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
+  if (packs(s)) return packed_weights(a);
   if (few_pixels(s)) return product_weights(a);
   Wide x(a.x, count_x(s), s.dtype), dy(a.dy, count_y(s), s.dtype);
   WideResult dweight(a.dweight, count_weight(s), s.dtype), dbias(a.dbias, s.out, s.dtype);

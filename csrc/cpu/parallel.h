@@ -1,5 +1,7 @@
 // Threads of the CPU kernels. Plain OpenMP underneath; the split is static, so the same thread count gives the same bits.
 #pragma once
+#include <omp.h>
+
 #include <cstdint>
 
 namespace deem {
@@ -23,7 +25,24 @@ template <class F>
   for (int t = 0; t < threads; t++) f(n * t / threads, n * (t + 1) / threads);
 }
 
-// The same in chunks that threads take as they come, for work whose speed the memory sets: it serves one thread better than another.
+// Calls first(t) and, when all of those are done, then(t), for t in 0..n, on up to n threads.
+template <class F, class G>
+[[gnu::always_inline]] inline void parallel_phases(int64_t n, F&& first, G&& then) {
+  if (n == 1) {
+    first(int64_t(0));
+    then(int64_t(0));
+    return;
+  }
+#pragma omp parallel num_threads(int(n))
+  {
+    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+    for (int64_t t = me; t < n; t += all) first(t);
+#pragma omp barrier
+    for (int64_t t = me; t < n; t += all) then(t);
+  }
+}
+
+// parallel_for in chunks that threads take as they come, for work whose speed the memory sets: it serves one thread better than another.
 // Only for items whose results do not depend on each other's.
 template <class F>
 [[gnu::always_inline]] inline void parallel_chunks(int64_t n, int64_t cost, F&& f) {

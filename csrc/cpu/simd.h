@@ -38,6 +38,12 @@ DEEM_INLINE Vec load_vec(const f16* p) {
   return Vec{load(p), load(p + 1), load(p + 2), load(p + 3)};
 #endif
 }
+DEEM_INLINE Vec load_vec(const bf16* p) {
+  typedef uint16_t Halves [[gnu::vector_size(kLanes * 2), gnu::may_alias, gnu::aligned(2)]];
+  typedef uint32_t Words [[gnu::vector_size(kLanes * 4)]];
+  return (Vec)(__builtin_convertvector(*(const Halves*)p, Words) << 16);
+}
+DEEM_INLINE void store_vec(float* p, Vec v) { *(AnyVec*)p = v; }
 
 template <class T>
 DEEM_INLINE T min(T a, T b) {

@@ -24,8 +24,8 @@ static Napi::Value memory(const Napi::CallbackInfo& info) {
   return o;
 }
 
-// devices() -> [{device, name, usable, why, index, count, capability, totalBytes, freeBytes}]: the CPU, then every GPU, or one line for
-// what keeps them away.
+// devices() -> [{device, name, usable, why, index, count, capability, totalBytes, freeBytes, memoryRate, f32Rate, tensorRate}]: the CPU,
+// then every GPU, or one line for what keeps them away.
 static Napi::Value devices(const Napi::CallbackInfo& info) {
   struct Row {
     std::string device, why;
@@ -51,6 +51,9 @@ static Napi::Value devices(const Napi::CallbackInfo& info) {
     o.Set("capability", row.info.major ? str(row.info.major, '.', row.info.minor) : "");
     o.Set("totalBytes", double(row.info.total_bytes));
     o.Set("freeBytes", double(row.info.free_bytes));
+    o.Set("memoryRate", row.info.memory_rate);
+    o.Set("f32Rate", row.info.f32_rate);
+    o.Set("tensorRate", row.info.tensor_rate);
     out.Set(i, o);
   }
   return out;

@@ -129,7 +129,7 @@ DEEM_DEVICE void for_group(const GroupNorm& a, F&& f) {
 }
 
 // One block a group. Sums in double: their number grows with the map.
-__global__ void __launch_bounds__(128) combine_moments_kernel(GroupNorm a) {
+__global__ void __launch_bounds__(128, 8) combine_moments_kernel(GroupNorm a) {
   const double total = double(a.positions) * double(a.channels / a.groups);
   double sum = 0, square = 0;
   for_group<128>(a, [&](int64_t i, int, int64_t count) { sum += double(count) * double(a.first[i]); });
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(128) combine_moments_kernel(GroupNorm a) {
 DEEM_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <bool kSilu, class T, class P, int V>
-__global__ void __launch_bounds__(kThreads) normalize_kernel(GroupNorm a) {
+__global__ void __launch_bounds__(kThreads, 4) normalize_kernel(GroupNorm a) {
   const Place<V> at(a);
   if (!at.active) return;
   Channels<P, V> k(a, at);

@@ -38,7 +38,10 @@ program
   .option('--scale <n>', 'divides sizes, for GPUs that are emulated', (n) => Number(n), 1)
   .option('--json', 'print one JSON object')
   .action(async ({ json, scale }: { json?: boolean; scale: number }) => {
-    const report = await cudaSelftest({ scale, ...(!json && { onRow: (row) => console.log(selftestText(row)) }) })
+    const report = await cudaSelftest({
+      scale,
+      ...(!json && { onRow: (row, device) => console.log(selftestText(row, device)) }),
+    })
     const failed = report.rows.filter((r) => !r.ok).length
     const { name, capability } = report.device
     if (json) console.log(JSON.stringify(report, null, 1))

@@ -6,7 +6,7 @@ import { noGrad, ops } from '../ops.js'
 import { tidy } from '../scope.js'
 import { buildSequences, image, text } from '../sequence.js'
 import { type DeviceReport, devices, synchronize } from '../system.js'
-import { backward, type DType, type Tensor, tensor } from '../tensor.js'
+import { backward, type DType, elementBytes, type Tensor, tensor } from '../tensor.js'
 import { AdamW } from '../train/adamw.js'
 import { trainStep } from '../train/step.js'
 import { type SelftestCase, selftestCases } from './cases.js'
@@ -33,12 +33,11 @@ export interface SelftestReport {
 export interface SelftestOptions {
   /** Divides sizes; 1 by default. Large numbers make it fit a slow, emulated GPU. */
   scale?: number
-  onRow?: (row: SelftestRow) => void
+  onRow?: (row: SelftestRow, device: DeviceReport) => void
 }
 
 /** One rounding of the largest number, or for f32 what sums of thousands in another order cost. */
 const limits: Record<'f32' | 'bf16' | 'f16', number> = { f32: 2e-5, bf16: 2 ** -7, f16: 2 ** -10 }
-const element = { f32: 4, bf16: 2, f16: 2 } as const
 type Floating = keyof typeof limits
 
 function difference(got: Float32Array, want: Float32Array): number {
@@ -52,49 +51,62 @@ function difference(got: Float32Array, want: Float32Array): number {
   return got.length === want.length ? worst / largest : Number.POSITIVE_INFINITY
 }
 
-/** Values and gradients of a case on one device, from the same draws. */
+/** Inputs of a case from the draws that both devices get, and its constants. */
+function inputsOf(c: SelftestCase, dtype: Floating, device: 'cpu' | 'cuda') {
+  const leaves = Object.fromEntries(
+    Object.entries(c.inputs).map(([name, { shape, scale = 1, shift = 0 }], i) => [
+      name,
+      tidy(() => ops.cast(ops.addScalar(ops.mulScalar(ops.randn(shape, 5, i, 'cpu'), scale), shift), dtype).to(device)),
+    ]),
+  ) as Record<string, Tensor>
+  const constants = tidy(() =>
+    Object.fromEntries(Object.entries(c.constants?.() ?? {}).map(([name, t]) => [name, t.to(device)])),
+  )
+  const all = { ...leaves, ...constants }
+  return {
+    leaves,
+    all,
+    [Symbol.dispose]: () => {
+      for (const t of Object.values(all)) t.dispose()
+    },
+  }
+}
+
+/** Values and gradients of a case on one device. */
 async function results(
   c: SelftestCase,
   dtype: Floating,
   device: 'cpu' | 'cuda',
 ): Promise<Record<string, Float32Array>> {
-  const leaves = Object.fromEntries(
-    Object.entries(c.inputs).map(([name, { shape, scale = 1 }], i) => [
-      name,
-      tidy(() => ops.cast(ops.mulScalar(ops.randn(shape, 5, i, 'cpu'), scale), dtype)).to(device),
-    ]),
-  ) as Record<string, Tensor>
+  using inputs = inputsOf(c, dtype, device)
+  const { leaves, all } = inputs
   for (const leaf of Object.values(leaves)) leaf.requiresGrad = true
-  using y = c.run(leaves)
+  using y = c.run(all)
   const out: Record<string, Float32Array> = { value: y.toFloat32() }
-  using cotangent = tidy(() => ops.cast(ops.randn(y.shape, 5, 99, 'cpu'), y.dtype)).to(device)
+  using cotangent = tidy(() => ops.cast(ops.randn(y.shape, 5, 99, 'cpu'), y.dtype).to(device))
   await backward([y], [cotangent])
   for (const [name, leaf] of Object.entries(leaves)) {
-    out[`gradient of ${name}`] = (leaf.grad as Tensor).toFloat32()
-    leaf.dispose()
+    using gradient = leaf.grad as Tensor
+    out[`gradient of ${name}`] = gradient.toFloat32()
   }
   return out
 }
 
-/** Seconds of the quickest of several forward passes. */
-async function fastest(c: SelftestCase, dtype: Floating): Promise<number> {
-  const leaves = Object.fromEntries(
-    Object.entries(c.inputs).map(([name, { shape }], i) => [
-      name,
-      tidy(() => ops.cast(ops.randn(shape, 5, i, 'cpu'), dtype)).to('cuda'),
-    ]),
-  ) as Record<string, Tensor>
+/** Seconds of the quickest of several forward passes, and the bytes of what one reads and writes. */
+async function fastest(c: SelftestCase, dtype: Floating): Promise<{ seconds: number; bytes: number }> {
+  using inputs = inputsOf(c, dtype, 'cuda')
+  using y = noGrad(() => c.run(inputs.all))
+  const bytes = [...Object.values(inputs.all), y].reduce((sum, t) => sum + t.size * elementBytes[t.dtype], 0)
   let best = Number.POSITIVE_INFINITY
   for (let round = 0; round < 4; round++) {
     const times = round === 0 ? 1 : 10
     await synchronize()
     const begin = performance.now()
-    for (let i = 0; i < times; i++) noGrad(() => c.run(leaves)).dispose()
+    for (let i = 0; i < times; i++) noGrad(() => c.run(inputs.all)).dispose()
     await synchronize()
     best = Math.min(best, (performance.now() - begin) / 1000 / times)
   }
-  for (const leaf of Object.values(leaves)) leaf.dispose()
-  return best
+  return { seconds: best, bytes }
 }
 
 async function runCase(c: SelftestCase, dtype: Floating): Promise<SelftestRow> {
@@ -106,8 +118,9 @@ async function runCase(c: SelftestCase, dtype: Floating): Promise<SelftestRow> {
       return d <= worst ? worst : d
     }, 0)
     row.ok = row.error <= row.limit
-    row.seconds = await fastest(c, dtype)
-    row.bytesPerSecond = (c.elements * element[dtype]) / row.seconds
+    const { seconds, bytes } = await fastest(c, dtype)
+    row.seconds = seconds
+    row.bytesPerSecond = bytes / seconds
     if (c.flops > 0) row.flopsPerSecond = c.flops / row.seconds
   } catch (error) {
     if (!DeemError.isInstance(error)) throw error
@@ -154,6 +167,51 @@ async function trainingSteps(): Promise<SelftestRow> {
   return { name: 'training steps of deem-nano', dtype: 'f32', ok: error <= 2e-3, error, limit: 2e-3, seconds }
 }
 
+/** AdamW alone, clipping included, over `count` numbers in two tensors. */
+async function optimizerSteps(count: number): Promise<SelftestRow> {
+  const after: Float32Array[] = []
+  let seconds = Number.POSITIVE_INFINITY
+  for (const device of ['cpu', 'cuda'] as const) {
+    const parameters = [count - 7, 7].map((n, i) => tidy(() => ops.randn([n], 7, i, 'cpu').to(device)))
+    for (const p of parameters) p.requiresGrad = true
+    using optimizer = new AdamW(
+      { a: parameters[0] as Tensor, b: parameters[1] as Tensor },
+      { lr: 0.01, maxGradNorm: 1, weightDecay: 0.1 },
+    )
+    for (let step = 0; step < 4; step++) {
+      const cotangents = parameters.map((p, i) => tidy(() => ops.randn(p.shape, 8 + step, i, 'cpu').to(device)))
+      await backward(
+        parameters.map((p) => ops.mulScalar(p, 1)),
+        cotangents,
+      )
+      await synchronize()
+      const begin = performance.now()
+      await optimizer.step()
+      await synchronize()
+      if (device === 'cuda') seconds = Math.min(seconds, (performance.now() - begin) / 1000)
+      optimizer.zeroGrad()
+      for (const t of cotangents) t.dispose()
+    }
+    for (const p of parameters) {
+      after.push(p.toFloat32())
+      p.dispose()
+    }
+  }
+  const half = after.length / 2
+  const error = Math.max(...after.slice(0, half).map((w, i) => difference(after[half + i] as Float32Array, w)))
+  // Gradients once for their norm; then gradients, moments and weights are read, and the last two written.
+  const bytes = count * 4 * 8
+  return {
+    name: 'AdamW',
+    dtype: 'f32',
+    ok: error <= 2e-6,
+    error,
+    limit: 2e-6,
+    seconds,
+    bytesPerSecond: bytes / seconds,
+  }
+}
+
 /** Draws have the same bits everywhere; normals may differ in the last two. */
 async function draws(): Promise<SelftestRow> {
   const of = (device: 'cpu' | 'cuda') =>
@@ -173,21 +231,27 @@ export async function cudaSelftest({ scale = 1, onRow }: SelftestOptions = {}): 
   const rows: SelftestRow[] = []
   const add = (row: SelftestRow) => {
     rows.push(row)
-    onRow?.(row)
+    onRow?.(row, device)
   }
   add(await draws())
   for (const c of selftestCases(scale))
     for (const dtype of ['f32', 'bf16', 'f16'] as const) add(await runCase(c, dtype))
+  add(await optimizerSteps(Math.max(1000, Math.floor((1 << 26) / scale ** 2))))
   add(await trainingSteps())
   return { device, rows }
 }
 
-/** One line of the printed table. */
-export function selftestText(row: SelftestRow): string {
+/** One line of the printed table; rates also as parts of what the GPU's clocks allow, where that is known. */
+export function selftestText(row: SelftestRow, device: DeviceReport): string {
   const name = `${row.name} ${row.dtype}`.padEnd(40)
   if (row.problem) return `FAIL ${name} ${row.problem}`
-  const time = row.seconds === undefined ? '' : `${(1e6 * row.seconds).toFixed(1)} us`.padStart(12)
-  const bytes = row.bytesPerSecond === undefined ? '' : `${(row.bytesPerSecond / 1e9).toFixed(0)} GB/s`.padStart(10)
-  const flops = row.flopsPerSecond === undefined ? '' : `${(row.flopsPerSecond / 1e12).toFixed(1)} TFLOP/s`.padStart(14)
-  return `${row.ok ? 'ok  ' : 'FAIL'} ${name} error ${row.error.toExponential(1)} of ${row.limit.toExponential(1)}${time}${bytes}${flops}`
+  const part = (rate: number, limit: number) => (limit > 0 ? ` ${((100 * rate) / limit).toFixed(0)} %` : '')
+  const peak = row.dtype === 'f32' ? device.f32Rate : device.tensorRate
+  const { seconds, bytesPerSecond: bytes, flopsPerSecond: flops } = row
+  const cells = [
+    seconds === undefined ? '' : `${(1e6 * seconds).toFixed(1)} us`.padStart(12),
+    bytes === undefined ? '' : `${(bytes / 1e9).toFixed(0)} GB/s${part(bytes, device.memoryRate)}`.padStart(16),
+    flops === undefined ? '' : `${(flops / 1e12).toFixed(1)} TFLOP/s${part(flops, peak)}`.padStart(20),
+  ]
+  return `${row.ok ? 'ok  ' : 'FAIL'} ${name} error ${row.error.toExponential(1)} of ${row.limit.toExponential(1)}${cells.join('')}`
 }

@@ -6,7 +6,7 @@ import { writeTensors } from '../files.js'
 import { writeJson } from '../json.js'
 import type { DType } from '../native.js'
 import type { CallOptions } from '../task.js'
-import type { Tensor } from '../tensor.js'
+import { elementBytes, type Tensor } from '../tensor.js'
 
 export interface ShardOptions extends CallOptions {
   /** Of the floating tensors in the files. Default each one's own. */
@@ -14,8 +14,6 @@ export interface ShardOptions extends CallOptions {
   /** Weights of more bytes than this are split, never within a tensor. Default 5e9. */
   maxShardBytes?: number
 }
-
-const sizes: Record<DType, number> = { f32: 4, bf16: 2, f16: 2, i64: 8, i32: 4, u8: 1 }
 
 export function checkShardOptions({ dtype, maxShardBytes }: ShardOptions): void {
   if (dtype !== undefined && !['f32', 'bf16', 'f16'].includes(dtype))
@@ -39,7 +37,7 @@ export async function writeShards(
   const shards: { names: string[]; bytes: number }[] = []
   for (const [name, t] of Object.entries(tensors)) {
     const floating = t.dtype === 'f32' || t.dtype === 'bf16' || t.dtype === 'f16'
-    const bytes = t.size * sizes[floating ? (dtype ?? t.dtype) : t.dtype]
+    const bytes = t.size * elementBytes[floating ? (dtype ?? t.dtype) : t.dtype]
     const last = shards.at(-1)
     if (last && last.bytes + bytes <= maxShardBytes) {
       last.names.push(name)

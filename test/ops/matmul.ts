@@ -165,3 +165,50 @@ test('matmul: blocks of a large product agree with the whole', async (t) => {
     compare(t, `rows ${from}..${to}`, ops.slice(c.detach(), 0, from, to).toFloat32(), part.toFloat32(), 2e-6)
   }
 })
+
+/** Whole numbers, whose products and sums are exact in f32; [m, k] and [k, n]. */
+function wholeNumbers(m: number, k: number, n: number): { a: Float32Array; b: Float32Array; c: Float32Array } {
+  const draw = (length: number, step: number) => Float32Array.from({ length }, (_, i) => ((i * step) % 7) - 3)
+  const [a, b, c] = [draw(m * k, 5), draw(k * n, 3), new Float32Array(m * n)]
+  for (let r = 0; r < m; r++)
+    for (let s = 0; s < k; s++) {
+      const left = a[r * k + s] as number
+      for (let o = 0; o < n; o++) c[r * n + o] = (c[r * n + o] as number) + left * (b[s * n + o] as number)
+    }
+  return { a, b, c }
+}
+
+// Runs of k, blocks, chunks, the last tile's edges, and (the last two) k in parts, where the shared operand would be too large.
+for (const [m, k, n] of [
+  [29, 1100, 161],
+  [900, 530, 40],
+  [40, 1100, 1500],
+  [300, 1030, 1300],
+  [9, 600000, 20],
+  [40, 220000, 30],
+] as const)
+  test(`matmul: ${m} x ${k} by ${k} x ${n} is exact where sums are, however it lies, in every dtype`, (t) => {
+    const { a, b, c } = wholeNumbers(m, k, n)
+    for (const dtype of ['f32', 'bf16', 'f16'] as const) {
+      const x = ops.cast(tensor(a, [m, k]), dtype)
+      const y = ops.cast(tensor(b, [k, n]), dtype)
+      const want = ops.cast(tensor(c, [m, n]), dtype).toFloat32()
+      for (const [ta, tb] of kinds) {
+        using left = ta ? ops.contiguous(ops.permute(x, [1, 0])) : ops.mulScalar(x, 1)
+        using right = tb ? ops.contiguous(ops.permute(y, [1, 0])) : ops.mulScalar(y, 1)
+        using z = ops.matmul(left, right, ta, tb)
+        t.deepEqual(z.toFloat32(), want, `${dtype}${ta ? ', a^T' : ''}${tb ? ', b^T' : ''}`)
+      }
+    }
+  })
+
+test('matmul: a bias is added once where k is taken in parts', (t) => {
+  const [m, k, n] = [20, 500000, 18]
+  const { a, b, c } = wholeNumbers(m, k, n)
+  const weight = ops.contiguous(ops.permute(tensor(b, [k, n]), [1, 0]))
+  const y = ops.linear(tensor(a, [m, k]), weight, ops.full([n], 5, 'f32'), 'none')
+  t.deepEqual(
+    y.toFloat32(),
+    c.map((v) => v + 5),
+  )
+})

@@ -1,0 +1,37 @@
+// Matrix products in f32 whose operands are copied into panels first: so the inner loop reads memory in its own order however they lie,
+// 16-bit numbers are widened on the way, and the patches of a convolution are never written out.
+#pragma once
+#include "ops/conv.h"
+
+namespace deem {
+
+// An operand by its lines (rows of a, columns of b), each of k numbers.
+enum class Packing {
+  lines,        // number p of line i lies at i * stride + p
+  rows,         // at i + p * stride
+  patch_lines,  // line i is output pixel i, p is (kh, kw, in): the numbers of x under the taps
+  patch_rows,   // the transpose: line i is (kh, kw, in), p an output pixel
+  tap_rows,     // of weights [out, kh, kw, in]: line i is an input channel, p is (KH - 1 - kh, KW - 1 - kw, out)
+};
+constexpr int kPackings = 5;
+
+struct PackSource {
+  Packing packing;
+  const void* data;
+  int64_t stride;   // of lines and rows, elements
+  int64_t step;     // from one item of the batch to the next
+  const ConvSizes* conv;  // of the others
+};
+
+// c[m, n] = sum over k of a b + bias. a and b share `dtype`, sums are f32.
+struct PackedGemmArgs {
+  int64_t batch, m, n, k;
+  PackSource a, b;
+  const void* bias;  // [n] of `dtype`, or null
+  void* c;
+  int64_t c_row_stride, c_step;  // elements
+  DType dtype, c_dtype;
+};
+extern Kernel<PackedGemmArgs> packed_gemm_kernel;
+
+}  // namespace deem

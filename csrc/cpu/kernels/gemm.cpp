@@ -1,0 +1,269 @@
+// The scheme of Goto and van de Geijn ("Anatomy of high-performance matrix multiplication"): one operand is packed whole and shared by
+// all threads, the other in blocks that stay in a core's second-level cache; tiles of c live in registers while kDepth numbers
+// of each line are multiplied. Between such runs, tiles lie one after the other in scratch memory: rows of c are often a power of two
+// apart, where a cache could hold only a few of them.
+#include "cpu/gemm.h"
+
+#include "core/memory.h"
+#include "cpu/kernels/gemm_pack.h"
+
+namespace deem::DEEM_ISA {
+
+// A tile of c: 14 x 32 of AVX-512's registers, 6 x 16 of AVX2's, 6 x 8 of SSE's.
+constexpr int kVecs = 2, kCols = kVecs * kLanes, kRows = kLanes == 16 ? 14 : 6;
+constexpr int kRowSpan = (kRows + kLanes - 1) / kLanes * kLanes;  // of a panel of a, so that it is made of whole vectors
+constexpr int kTile = kRows * kCols;
+constexpr int64_t kDepth = 512;
+constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block, where it is what is packed in blocks
+constexpr int64_t kPartial = 3 << 15;                            // numbers of the tiles that wait between runs
+constexpr int64_t kShared = 1 << 23;  // of the operand that is packed whole, at most, or k is taken in parts
+
+// ---- tiles ----------------------------------------------------------------------------------------------------------
+
+DEEM_INLINE Vec broadcast(const float* p) {
+#if DEEM_ISA_INDEX >= 2
+  return (Vec)_mm512_set1_ps(*p);
+#elif DEEM_ISA_INDEX == 1
+  return (Vec)_mm256_broadcast_ss(p);
+#else
+  return (Vec)_mm_set1_ps(*p);
+#endif
+}
+
+// to[M, kCols] = start + a b over `depth`; start is null for zeros.
+template <int M>
+static void tile(int64_t depth, const float* a, const float* b, const float* start, int64_t start_stride, float* to,
+                 int64_t stride) {
+  constexpr int64_t kAhead = 16;  // numbers of each line; both panels come from the second-level cache
+  Vec sum[M][kVecs];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < kVecs; v++) sum[m][v] = start ? load_vec(start + m * start_stride + v * kLanes) : Vec{};
+  // The tile after this one, which comes next.
+  if (start_stride > 0)
+    for (int i = 0; i < M * kCols; i += 16) __builtin_prefetch(to + kTile + i, 1);
+  for (int64_t p = 0; p < depth; p++, a += kRowSpan, b += kCols) {
+    Vec x[kVecs];
+    for (int v = 0; v < kVecs; v++) {
+      x[v] = load_vec(b + v * kLanes);
+      __builtin_prefetch(b + kAhead * kCols + v * kLanes);
+    }
+    __builtin_prefetch(a + kAhead * kRowSpan);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const Vec w = broadcast(a + m);
+      for (int v = 0; v < kVecs; v++) sum[m][v] += w * x[v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++)
+    for (int v = 0; v < kVecs; v++) store_vec(to + m * stride + v * kLanes, sum[m][v]);
+}
+
+using Tile = void (*)(int64_t, const float*, const float*, const float*, int64_t, float*, int64_t);
+template <int M = kRows>
+DEEM_INLINE Tile tile_of(int64_t rows) {
+  if constexpr (M == 1) return tile<M>;
+  else return rows == M ? tile<M> : tile_of<M - 1>(rows);
+}
+
+template <class T>
+static void round_rows(const float* from, int64_t rows, int64_t cols, int64_t from_stride, void* to, int64_t stride) {
+  for (int64_t r = 0; r < rows; r++)
+#pragma omp simd
+    for (int64_t i = 0; i < cols; i++) store((T*)to + r * stride + i, from[r * from_stride + i]);
+}
+
+// ---- one product ----------------------------------------------------------------------------------------------------
+
+struct Product {
+  int64_t m, n, k, begin;  // numbers begin..begin + k of every line
+  bool more;               // are added to what c holds, which is f32
+  PackSource a, b;
+  Pack pack_a, pack_b;
+  const float* bias;  // [panels of b * kCols] or null
+  char* c;
+  int64_t c_row_stride;
+  DType c_dtype;
+  bool share_a;
+  int64_t height;  // rows of a panel of a
+  int64_t panels_a, panels_b, depth, block, blocks, chunk;  // depth: of a run; block and chunk in panels, at most
+};
+
+DEEM_INLINE int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
+  Product p{};
+  p.m = g.m, p.n = g.n, p.k = k;
+  p.a = g.a, p.b = g.b;
+  p.c_row_stride = g.c_row_stride;
+  p.c_dtype = g.c_dtype;
+  p.panels_a = ceil_div(g.m, kRows), p.panels_b = ceil_div(g.n, kCols);
+  p.height = ceil_div(g.m, p.panels_a);
+  p.panels_a = ceil_div(g.m, p.height);
+  const int64_t runs = max<int64_t>(1, ceil_div(k, kDepth));
+  p.depth = min(k, ceil_div(ceil_div(k, runs), kLanes) * kLanes);
+  // The smaller operand is shared, unless the other has too few panels for all threads.
+  p.share_a = g.m <= g.n ? p.panels_b >= threads || p.panels_b >= p.panels_a
+                         : p.panels_a < threads && p.panels_b > p.panels_a;
+  const int64_t streamed = p.share_a ? p.panels_b : p.panels_a, shared = p.share_a ? p.panels_a : p.panels_b;
+  p.blocks = ceil_div(streamed, p.share_a ? kBlockB : kBlockA);
+  p.blocks = min(streamed, ceil_div(p.blocks, threads) * threads);
+  p.block = ceil_div(streamed, p.blocks);
+  const int64_t most = max<int64_t>(1, kPartial / (p.block * kTile));
+  p.chunk = ceil_div(shared, ceil_div(shared, most));
+  return p;
+}
+
+// Numbers of scratch memory: the shared operand, and of each thread a block and its tiles.
+DEEM_INLINE int64_t span(bool a) { return a ? kRowSpan : kCols; }
+DEEM_INLINE int64_t shared_numbers(const Product& p) { return (p.share_a ? p.panels_a : p.panels_b) * span(p.share_a) * p.k; }
+DEEM_INLINE int64_t shared_chunks(const Product& p) { return ceil_div(p.share_a ? p.panels_a : p.panels_b, p.chunk); }
+DEEM_INLINE int64_t block_numbers(const Product& p) {
+  return p.block * span(!p.share_a) * (shared_chunks(p) > 1 ? p.k : p.depth);
+}
+DEEM_INLINE int64_t own_numbers(const Product& p) { return block_numbers(p) + p.block * p.chunk * kTile; }
+
+// Panels begin..end of the shared operand, in every run: run after run, panel after panel.
+static void pack_shared(const Product& p, float* shared, int64_t begin, int64_t end) {
+  const int64_t lines = p.share_a ? p.m : p.n, all = p.share_a ? p.panels_a : p.panels_b;
+  const int64_t of_panel = p.share_a ? p.height : kCols, width = span(p.share_a);
+  for (int64_t at = 0; at < p.k; at += p.depth) {
+    const int64_t depth = min(p.depth, p.k - at), first = begin * of_panel;
+    (p.share_a ? p.pack_a : p.pack_b)(p.share_a ? p.a : p.b, of_panel, first, min(lines, end * of_panel) - first,
+                                      p.begin + at, depth, shared + at * all * width + begin * depth * width);
+  }
+}
+
+struct Run {
+  int64_t depth;
+  const float *a, *b;  // of the first panels
+  int64_t row, col;    // panels of c where they belong
+  bool first, last;
+};
+
+static void one_tile(const Product& p, const Run& r, int64_t i, int64_t j, float* partial) {
+  const int64_t row = (r.row + i) * p.height, col = (r.col + j) * kCols;
+  const int64_t rows = min(p.height, p.m - row), cols = min<int64_t>(kCols, p.n - col);
+  const bool direct = r.last && p.c_dtype == DType::f32 && cols == kCols;
+  char* c = p.c + (row * p.c_row_stride + col) * int64_t(size_of(p.c_dtype));
+  const float* start = partial;
+  int64_t start_stride = kCols;
+  if (r.first && p.more) {
+    const float* before = (const float*)c;
+    for (int64_t y = 0; y < rows; y++)
+      for (int64_t x = 0; x < kCols; x++) partial[y * kCols + x] = x < cols ? before[y * p.c_row_stride + x] : 0.0f;
+  } else if (r.first) {
+    start = p.bias ? p.bias + col : nullptr;
+    start_stride = 0;
+  }
+  tile_of(rows)(r.depth, r.a + i * r.depth * kRowSpan, r.b + j * r.depth * kCols, start, start_stride,
+                direct ? (float*)c : partial, direct ? p.c_row_stride : kCols);
+  if (!r.last || direct) return;
+  switch (p.c_dtype) {
+    case DType::bf16: return round_rows<bf16>(partial, rows, cols, kCols, c, p.c_row_stride);
+    case DType::f16: return round_rows<f16>(partial, rows, cols, kCols, c, p.c_row_stride);
+    default: return round_rows<float>(partial, rows, cols, kCols, c, p.c_row_stride);
+  }
+}
+
+// Block `index` of the operand that is not shared, with all of the other.
+static void multiply_block(const Product& p, const float* shared, int64_t index, float* own) {
+  const int64_t all = p.share_a ? p.panels_a : p.panels_b, streamed = p.share_a ? p.panels_b : p.panels_a;
+  const int64_t begin = streamed * index / p.blocks, count = streamed * (index + 1) / p.blocks - begin;
+  const int64_t of_panel = p.share_a ? kCols : p.height, lines = p.share_a ? p.n : p.m, first = begin * of_panel;
+  const int64_t width = span(!p.share_a), shared_width = span(p.share_a);
+  const bool again = shared_chunks(p) > 1;
+  float* partial = own + block_numbers(p);
+  for (int64_t from = 0; from < all; from += p.chunk) {
+    const int64_t others = min(p.chunk, all - from);
+    int64_t at = 0;
+    do {
+      const int64_t depth = min(p.depth, p.k - at);
+      float* block = own + (again ? at * p.block * width : 0);
+      if (from == 0)
+        (p.share_a ? p.pack_b : p.pack_a)(p.share_a ? p.b : p.a, of_panel, first,
+                                          min(lines, first + count * of_panel) - first, p.begin + at, depth, block);
+      const float* other = shared + at * all * shared_width + from * depth * shared_width;
+      const Run r{depth,
+                  p.share_a ? other : block,
+                  p.share_a ? block : other,
+                  p.share_a ? from : begin,
+                  p.share_a ? begin : from,
+                  at == 0,
+                  at + p.depth >= p.k};
+      // A panel of the shared operand meets the whole block, which stays in cache.
+      for (int64_t i = 0; i < others; i++)
+        for (int64_t j = 0; j < count; j++)
+          one_tile(p, r, p.share_a ? i : j, p.share_a ? j : i, partial + (i * p.block + j) * kTile);
+      at += p.depth;
+    } while (at < p.k);
+  }
+}
+
+static void multiply(const Product& p, float* room, int64_t threads) {
+  float *shared = room, *own = room + shared_numbers(p);
+  const int64_t panels = p.share_a ? p.panels_a : p.panels_b;
+  parallel_phases(
+      threads, [&](int64_t t) { pack_shared(p, shared, panels * t / threads, panels * (t + 1) / threads); },
+      [&](int64_t t) {
+        for (int64_t i = p.blocks * t / threads; i < p.blocks * (t + 1) / threads; i++)
+          multiply_block(p, shared, i, own + t * own_numbers(p));
+      });
+}
+
+static void packed_gemm(const PackedGemmArgs& g) {
+  if (g.batch == 0 || g.m == 0 || g.n == 0) return;
+  const bool small = g.m * g.n * max<int64_t>(g.k, 1) * g.batch < 1 << 17;
+  const int64_t threads = small ? 1 : num_threads(), teams = min(threads, g.batch), of_team = teams > 1 ? 1 : threads;
+  Product p = plan(g, g.k, of_team);
+  const int64_t parts = max<int64_t>(1, ceil_div(shared_numbers(p), kShared));
+  const int64_t part = parts > 1 ? ceil_div(ceil_div(g.k, parts), kDepth) * kDepth : g.k;
+  if (parts > 1) p = plan(g, part, of_team);
+  dispatch_float(g.dtype, "matmul", [&]<class T>(T) {
+    p.pack_a = pack_of<T, kRowSpan>(g.a.packing);
+    p.pack_b = pack_of<T, kCols>(g.b.packing);
+  });
+  // Scratch memory: bias, sums of parts that c cannot hold, and of each team its panels.
+  const int64_t bias = g.bias ? p.panels_b * kCols : 0, need = shared_numbers(p) + of_team * own_numbers(p);
+  const int64_t sums = parts > 1 && g.c_dtype != DType::f32 ? g.m * g.n : 0;
+  const size_t bytes = size_t(bias + teams * (sums + need)) * sizeof(float);
+  float* room = (float*)allocate(bytes);
+  if (g.bias) {
+    dispatch_float(g.dtype, "matmul", [&]<class T>(T) { widen((const T*)g.bias, g.n, room); });
+    for (int64_t i = g.n; i < bias; i++) room[i] = 0.0f;
+    p.bias = room;
+  }
+  const int64_t size = int64_t(size_of(g.dtype)), c_size = int64_t(size_of(g.c_dtype));
+  parallel_for(teams, teams > 1 ? 1 << 20 : 0, [&](int64_t first, int64_t last) {
+    float* mine = room + bias + first * (sums + need);
+    for (int64_t i = g.batch * first / teams; i < g.batch * last / teams; i++) {
+      Product item = p;
+      item.a.data = (const char*)g.a.data + i * g.a.step * size;
+      item.b.data = (const char*)g.b.data + i * g.b.step * size;
+      item.c = (char*)g.c + i * g.c_step * c_size;
+      if (parts == 1) {
+        multiply(item, mine + sums, of_team);
+        continue;
+      }
+      char* c = item.c;
+      if (sums) item.c = (char*)mine, item.c_row_stride = g.n, item.c_dtype = DType::f32;
+      for (; item.begin < g.k; item.begin += part, item.more = true) {
+        item.k = min(part, g.k - item.begin);
+        item.depth = min(p.depth, item.k);
+        multiply(item, mine + sums, of_team);
+      }
+      if (!sums) continue;
+      dispatch_float(g.c_dtype, "matmul", [&]<class T>(T) {
+        parallel_for(g.m, of_team > 1 ? g.n : 0, [&](int64_t from, int64_t to) {
+          round_rows<T>(mine + from * g.n, to - from, g.n, g.n, c + from * g.c_row_stride * c_size, g.c_row_stride);
+        });
+      });
+    }
+  });
+  release(room, bytes);
+}
+
+static const Register r{packed_gemm_kernel, Device::cpu, packed_gemm};
+
+}  // namespace deem::DEEM_ISA
