@@ -1,8 +1,27 @@
-import { z } from 'zod'
+import { createRequire } from 'node:module'
+import type { z } from 'zod'
 import { DeemError } from './errors.js'
 
+/** zod takes longer to load than everything else here, and most programs check nothing by it: it loads with the first schema. */
+export type Zod = typeof z
+let loaded: Zod | undefined
+const zod = (): Zod => {
+  loaded ??= createRequire(import.meta.url)('zod').z as Zod
+  return loaded
+}
+
+/** A schema, made at its first use. */
+export function lazySchema<T extends z.ZodType>(make: (z: Zod) => T): () => T {
+  let schema: T | undefined
+  return () => {
+    schema ??= make(zod())
+    return schema
+  }
+}
+
 /** Checks a value against a strict schema; throws ERR_CONFIG that lists every problem and, for unknown keys, the nearest known one. */
-export function parseConfig<T extends z.ZodType>(schema: T, value: unknown, what: string): z.output<T> {
+export function parseConfig<T extends z.ZodType>(of: () => T, value: unknown, what: string): z.output<T> {
+  const schema = of()
   const result = schema.safeParse(value)
   if (result.success) return result.data
   const problems = result.error.issues.flatMap((issue) => {
@@ -19,6 +38,7 @@ export function parseConfig<T extends z.ZodType>(schema: T, value: unknown, what
 
 function keysAt(schema: z.ZodType, path: readonly PropertyKey[]): string[] {
   let at: unknown = schema
+  const z = zod()
   const open = (s: unknown): unknown => {
     let inner = s
     while (inner instanceof z.ZodOptional || inner instanceof z.ZodDefault || inner instanceof z.ZodNullable)

@@ -1,4 +1,4 @@
-import { Tokenizer as Library } from '@huggingface/tokenizers'
+import { createRequire } from 'node:module'
 import { causedBy } from '../errors.js'
 
 /** What is used of the library, typed here because its declarations do not resolve under nodenext. */
@@ -15,9 +15,13 @@ interface Decoding {
   text_decoder?: { decode(bytes: Uint8Array): string }
 }
 
+/** The library loads with the first tokenizer: programs that have none start sooner. */
+let library: { Tokenizer: new (json: object, config: object) => Engine } | undefined
+
 export function makeEngine(json: object, config: object): Engine {
+  library ??= createRequire(import.meta.url)('@huggingface/tokenizers') as NonNullable<typeof library>
   try {
-    const engine = new Library(json, config) as unknown as Engine
+    const engine = new library.Tokenizer(json, config)
     decodeBytesExactly(engine.decoder)
     return engine
   } catch (cause) {

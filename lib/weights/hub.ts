@@ -2,8 +2,7 @@
 import { randomUUID } from 'node:crypto'
 import { copyFile, mkdir, readdir, readFile, rename, stat, symlink, writeFile } from 'node:fs/promises'
 import { dirname, join, relative, sep } from 'node:path'
-import { z } from 'zod'
-import { parseConfig } from '../config.js'
+import { lazySchema, parseConfig } from '../config.js'
 import { causedBy, DeemError } from '../errors.js'
 import { type CallOptions, throttled } from '../task.js'
 import { type Asking, ask, download, type HubFile, PassingError, retrying } from './download.js'
@@ -24,29 +23,24 @@ export interface HubOptions {
   onProgress?: CallOptions['onProgress']
 }
 
-const hubKeys = z.strictObject({
-  endpoint: z.url({ protocol: /^https?$/ }).optional(),
-  cacheDir: z.string().min(1).optional(),
-  token: z
-    .string()
-    .regex(/^[\x21-\x7e]+$/)
-    .optional(), // what a header may hold
-  revision: z.string().optional(),
-  offline: z.boolean().optional(),
-  onProgress: z.custom<CallOptions['onProgress']>((f) => f === undefined || typeof f === 'function').optional(),
-})
+const hubKeys = lazySchema((z) =>
+  z.strictObject({
+    endpoint: z.url({ protocol: /^https?$/ }).optional(),
+    cacheDir: z.string().min(1).optional(),
+    token: z
+      .string()
+      .regex(/^[\x21-\x7e]+$/)
+      .optional(), // what a header may hold
+    revision: z.string().optional(),
+    offline: z.boolean().optional(),
+    onProgress: z.custom<CallOptions['onProgress']>((f) => f === undefined || typeof f === 'function').optional(),
+  }),
+)
 
 export interface HubId {
   /** `org/name` */
   name: string
   revision?: string
-}
-
-/** `org/name` or `org/name@revision`; undefined for what cannot be one. */
-export function parseHubId(source: string): HubId | undefined {
-  const [, name, revision] = /^(\w[\w.-]{0,95}\/\w[\w.-]{0,95})(?:@(.+))?$/.exec(source) ?? []
-  if (name === undefined || /--|\.\./.test(name)) return undefined
-  return { name, ...(revision !== undefined && { revision }) }
 }
 
 /** A model at one commit. */
@@ -143,13 +137,15 @@ interface Place {
   headers: Record<string, string>
 }
 
-const entryKeys = z.object({
-  path: z.string(),
-  size: z.int().nonnegative(),
-  oid: z.string().regex(commitHash).optional(),
-  lfs: z.object({ oid: z.string().regex(/^[0-9a-f]{64}$/), size: z.int().nonnegative() }).optional(),
-  xetHash: z.string().optional(),
-})
+const entryKeys = lazySchema((z) =>
+  z.object({
+    path: z.string(),
+    size: z.int().nonnegative(),
+    oid: z.string().regex(commitHash).optional(),
+    lfs: z.object({ oid: z.string().regex(/^[0-9a-f]{64}$/), size: z.int().nonnegative() }).optional(),
+    xetHash: z.string().optional(),
+  }),
+)
 
 class Remote implements HubRepo {
   readonly #place: Place
@@ -174,7 +170,7 @@ class Remote implements HubRepo {
     // Callers name files they know; this is the last door before the file system.
     if (!/^\w[\w.+-]*(?:\/\w[\w.+-]*)*$/.test(path))
       throw new DeemError('ERR_FORMAT', `${this.what}: ${JSON.stringify(path)} is no file to fetch`)
-    const { success, data } = entryKeys.safeParse(this.#entries.get(path))
+    const { success, data } = entryKeys().safeParse(this.#entries.get(path))
     // The SHA-1 of what is stored elsewhere is that of a note about it.
     const digest = data?.lfs?.oid ?? (data?.xetHash === undefined ? data?.oid : undefined)
     if (!success || digest === undefined)

@@ -1,7 +1,6 @@
 /** `loadDeem`: a model from weights as people have them. */
 import { join } from 'node:path'
-import { z } from 'zod'
-import { parseConfig } from '../config.js'
+import { lazySchema, parseConfig } from '../config.js'
 import { causedBy, DeemError } from '../errors.js'
 import { isJsonObject, type JsonObject, readJson } from '../json.js'
 import { Deem } from '../models/deem.js'
@@ -38,12 +37,14 @@ export interface LoadedDeem {
 
 const negativePrompt = 'image_decoder.neg_prompt_embeds'
 
-const pieceKeys = z.strictObject({
-  config: z.record(z.string(), z.unknown()).optional(),
-  llama: z.string().optional(),
-  stableDiffusion: z.string().optional(),
-  openClip: z.string().optional(),
-})
+const pieceKeys = lazySchema((z) =>
+  z.strictObject({
+    config: z.record(z.string(), z.unknown()).optional(),
+    llama: z.string().optional(),
+    stableDiffusion: z.string().optional(),
+    openClip: z.string().optional(),
+  }),
+)
 const pieceKinds = { llama: 'llama', stableDiffusion: 'stable-diffusion', openClip: 'open-clip' } as const
 
 /**

@@ -1,6 +1,5 @@
 /** Which weights of a model lie in few bits, as its configuration says it. */
-import { z } from 'zod'
-import { parseConfig } from '../config.js'
+import { lazySchema, parseConfig } from '../config.js'
 import { DeemError } from '../errors.js'
 import type { JsonObject } from '../json.js'
 
@@ -17,12 +16,14 @@ export interface Quantization {
 /** `int8` and `int4` are symmetric in groups of 32. */
 export type QuantizeOption = 'int8' | 'int4' | Quantization
 
-const schema = z.strictObject({
-  bits: z.union([z.literal(8), z.literal(4)]),
-  group: z.union([z.literal(32), z.literal(64), z.literal(128)]).default(32),
-  symmetric: z.boolean().default(true),
-  include: z.array(z.string()).min(1).optional(),
-})
+const schema = lazySchema((z) =>
+  z.strictObject({
+    bits: z.union([z.literal(8), z.literal(4)]),
+    group: z.union([z.literal(32), z.literal(64), z.literal(128)]).default(32),
+    symmetric: z.boolean().default(true),
+    include: z.array(z.string()).min(1).optional(),
+  }),
+)
 
 /** The configuration with weights in few bits. Throws ERR_CONFIG for unknown settings, and where it has other ones already. */
 export function quantizedConfig(config: JsonObject, option: QuantizeOption): JsonObject {

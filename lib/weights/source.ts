@@ -5,7 +5,7 @@ import { causedBy, DeemError } from '../errors.js'
 import { isJsonObject, type JsonObject, readJson } from '../json.js'
 import { bundledFolder } from './bundled.js'
 import { chooseWeights, namesIn, shardsOf, type VariantOptions } from './folder.js'
-import { fetchFiles, type HubOptions, type HubRepo, openRepo, parseHubId } from './hub.js'
+import type { HubId, HubOptions, HubRepo } from './hub.js'
 import type { WeightLayout } from './layouts.js'
 
 export interface SourceOptions extends VariantOptions {
@@ -71,13 +71,23 @@ interface Wanted {
 export async function locate(wanted: readonly Wanted[], options: SourceOptions = {}): Promise<string[]> {
   const found: Found[] = []
   for (const one of wanted) found.push(await find(one, options))
-  const { hub, signal } = options
-  await fetchFiles(
-    found.flatMap(({ fetch }) => fetch ?? []),
-    { signal, onProgress: hub?.onProgress },
-  )
+  const fetched = found.flatMap(({ fetch }) => fetch ?? [])
+  if (fetched.length > 0) {
+    const { signal } = options
+    await (await hub()).fetchFiles(fetched, { signal, onProgress: options.hub?.onProgress })
+  }
   return found.map(({ path }) => path)
 }
+
+/** `org/name` or `org/name@revision`; undefined for what cannot be one. */
+function parseHubId(source: string): HubId | undefined {
+  const [, name, revision] = /^(\w[\w.-]{0,95}\/\w[\w.-]{0,95})(?:@(.+))?$/.exec(source) ?? []
+  if (name === undefined || /--|\.\./.test(name)) return undefined
+  return { name, ...(revision !== undefined && { revision }) }
+}
+
+// Most programs read folders, and it takes long to load.
+const hub = () => import('./hub.js')
 
 interface Found {
   path: string
@@ -96,6 +106,7 @@ async function find({ source, kind, whole = false }: Wanted, options: SourceOpti
     )
   let repo: HubRepo
   try {
+    const { openRepo } = await hub()
     repo = await openRepo(id, options.hub, options.signal)
   } catch (cause) {
     options.signal?.throwIfAborted()
@@ -125,7 +136,7 @@ async function neededFiles(
 ): Promise<string[]> {
   const names = new Set(repo.names)
   const read = async (path: string) => {
-    await fetchFiles([{ repo, paths: [path] }], { signal })
+    await (await hub()).fetchFiles([{ repo, paths: [path] }], { signal })
     return readJson(join(repo.folder, path))
   }
   const top = [...new Set(repo.names.map((name) => name.replace(/\/.*/s, '')))]

@@ -3,7 +3,6 @@
  * without compression. Nothing is read but the directory and the description; tensors are mapped where they lie.
  */
 import { open } from 'node:fs/promises'
-import yauzl from 'yauzl'
 import { causedBy, DeemError } from '../errors.js'
 import type { DType } from '../native.js'
 import { PickledTensor, unpickle } from './pickle.js'
@@ -74,6 +73,7 @@ function fail(what: string): never {
 }
 
 async function directory(path: string) {
+  const { default: yauzl } = await import('yauzl') // here: most programs read no such files
   const file = await yauzl.openPromise(path, { autoClose: false, lazyEntries: true })
   try {
     if (file.entryCount > maxEntries) fail(`its directory lists ${file.entryCount} entries, over ${maxEntries}`)
