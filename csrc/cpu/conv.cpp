@@ -61,8 +61,8 @@ static void packed_data(const ConvDataArgs& a) {
 
 static void packed_weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  const PackSource x = pointwise(s) ? PackSource{Packing::rows, a.x, s.in, 0, nullptr}
-                                    : PackSource{Packing::patch_rows, a.x, 0, 0, &s};
+  const PackSource x =
+      pointwise(s) ? PackSource{Packing::rows, a.x, s.in, 0, nullptr} : PackSource{Packing::patch_rows, a.x, 0, 0, &s};
   packed(s, s.out, patch(s), pixels(s), {Packing::rows, a.dy, s.out, 0, nullptr}, x, nullptr, a.dweight);
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }

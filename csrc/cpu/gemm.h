@@ -18,8 +18,8 @@ constexpr int kPackings = 5;
 struct PackSource {
   Packing packing;
   const void* data;
-  int64_t stride;   // of lines and rows, elements
-  int64_t step;     // from one item of the batch to the next
+  int64_t stride;         // of lines and rows, elements
+  int64_t step;           // from one item of the batch to the next
   const ConvSizes* conv;  // of the others
 };
 

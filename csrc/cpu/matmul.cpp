@@ -11,9 +11,7 @@ constinit Kernel<PackedGemmArgs> packed_gemm_kernel{"packed_gemm"};
 
 // bf16 where the machine multiplies it.
 static void short_product(const GemmArgs& a) {
-  auto matrix = [](const GemmOperand& o) {
-    return onednn::Matrix{o.data, o.rows, o.cols, o.row_stride, o.col_stride};
-  };
+  auto matrix = [](const GemmOperand& o) { return onednn::Matrix{o.data, o.rows, o.cols, o.row_stride, o.col_stride}; };
   onednn::gemm({.batch = a.batch,
                 .a = matrix(a.a),
                 .b = matrix(a.b),

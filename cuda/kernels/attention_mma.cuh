@@ -55,7 +55,8 @@ template <int D>
 constexpr int kBlocksAtOnce = D == 96 ? 2 : 1;
 
 template <class T, int D>
-__global__ void __launch_bounds__(128, kBlocksAtOnce<D>) attention_mma(AttentionArgs a, int tiles, bool vectors_in, bool vectors_out) {
+__global__ void __launch_bounds__(128, kBlocksAtOnce<D>)
+    attention_mma(AttentionArgs a, int tiles, bool vectors_in, bool vectors_out) {
   DEEM_SHARED_DYN(T, ring);
   constexpr int kSlot = kTile * kLd<D>, kSlots = kRing<D>;
   const AttentionProblem& p = a.p;

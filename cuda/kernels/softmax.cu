@@ -38,7 +38,8 @@ __global__ void __launch_bounds__(L::kBlock) softmax_rows(SoftmaxArgs a) {
 
 // softmax: dx = y * (dy - sum(dy * y)); log_softmax: dx = dy - exp(y) * sum(dy).
 template <class T, class L>
-__global__ void __launch_bounds__(L::kBlock, L::kV == 1 ? 1024 / L::kBlock : 1) softmax_backward_rows(SoftmaxBackwardArgs a) {
+__global__ void __launch_bounds__(L::kBlock, L::kV == 1 ? 1024 / L::kBlock : 1)
+    softmax_backward_rows(SoftmaxBackwardArgs a) {
   constexpr int V = L::kV;
   const int packs = int(a.cols / V);
   for (int64_t row = int64_t(blockIdx.x) * L::kRows + L::place(); row < a.rows; row += int64_t(gridDim.x) * L::kRows) {

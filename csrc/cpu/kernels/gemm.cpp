@@ -11,12 +11,14 @@ namespace deem::DEEM_ISA {
 
 // A tile of c: 14 x 32 of AVX-512's registers, 6 x 16 of AVX2's, 6 x 8 of SSE's.
 constexpr int kVecs = 2, kCols = kVecs * kLanes, kRows = kLanes == 16 ? 14 : 6;
-constexpr int kRowSpan = (kRows + kLanes - 1) / kLanes * kLanes;  // of a panel of a, so that it is made of whole vectors
+constexpr int kRowSpan =
+    (kRows + kLanes - 1) / kLanes * kLanes;  // of a panel of a, so that it is made of whole vectors
 constexpr int kTile = kRows * kCols;
 constexpr int64_t kDepth = 512;
-constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block, where it is what is packed in blocks
-constexpr int64_t kPartial = 3 << 15;                            // numbers of the tiles that wait between runs
-constexpr int64_t kShared = 1 << 23;  // of the operand that is packed whole, at most, or k is taken in parts
+constexpr int64_t kBlockA = 140 / kRows,
+                  kBlockB = 128 / kCols;  // panels of a block, where it is what is packed in blocks
+constexpr int64_t kPartial = 3 << 15;     // numbers of the tiles that wait between runs
+constexpr int64_t kShared = 1 << 23;      // of the operand that is packed whole, at most, or k is taken in parts
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 
@@ -86,7 +88,7 @@ struct Product {
   int64_t c_row_stride;
   DType c_dtype;
   bool share_a;
-  int64_t height;  // rows of a panel of a
+  int64_t height;                                           // rows of a panel of a
   int64_t panels_a, panels_b, depth, block, blocks, chunk;  // depth: of a run; block and chunk in panels, at most
 };
 
@@ -104,8 +106,8 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   const int64_t runs = max<int64_t>(1, ceil_div(k, kDepth));
   p.depth = min(k, ceil_div(ceil_div(k, runs), kLanes) * kLanes);
   // The smaller operand is shared, unless the other has too few panels for all threads.
-  p.share_a = g.m <= g.n ? p.panels_b >= threads || p.panels_b >= p.panels_a
-                         : p.panels_a < threads && p.panels_b > p.panels_a;
+  p.share_a =
+      g.m <= g.n ? p.panels_b >= threads || p.panels_b >= p.panels_a : p.panels_a < threads && p.panels_b > p.panels_a;
   const int64_t streamed = p.share_a ? p.panels_b : p.panels_a, shared = p.share_a ? p.panels_a : p.panels_b;
   p.blocks = ceil_div(streamed, p.share_a ? kBlockB : kBlockA);
   p.blocks = min(streamed, ceil_div(p.blocks, threads) * threads);
@@ -117,7 +119,9 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
 
 // Numbers of scratch memory: the shared operand, and of each thread a block and its tiles.
 DEEM_INLINE int64_t span(bool a) { return a ? kRowSpan : kCols; }
-DEEM_INLINE int64_t shared_numbers(const Product& p) { return (p.share_a ? p.panels_a : p.panels_b) * span(p.share_a) * p.k; }
+DEEM_INLINE int64_t shared_numbers(const Product& p) {
+  return (p.share_a ? p.panels_a : p.panels_b) * span(p.share_a) * p.k;
+}
 DEEM_INLINE int64_t shared_chunks(const Product& p) { return ceil_div(p.share_a ? p.panels_a : p.panels_b, p.chunk); }
 DEEM_INLINE int64_t block_numbers(const Product& p) {
   return p.block * span(!p.share_a) * (shared_chunks(p) > 1 ? p.k : p.depth);
