@@ -27,7 +27,7 @@ test('doctor says what is there and why cuda is not', (t) => {
   t.regex(stdout, /instructions\s+(sse4|avx2|avx512)/)
   t.regex(stdout, /threads\s+\d/)
   t.regex(stdout, /cpu\s+yes/)
-  t.regex(stdout, /cuda\s+no: [^]*(CUDA\s+backend|NVIDIA\s+driver)/) // not built, or built and without a GPU
+  t.regex(stdout, /cuda\s+no: (.|\n)*(CUDA\s+backend|NVIDIA\s+driver)/) // not built, or built and without a GPU
   const json = JSON.parse(deem('doctor', '--json').stdout) as { threads: number; addon: string }
   t.true(json.threads >= 1 && json.addon.includes('deem'))
 })

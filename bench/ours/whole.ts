@@ -32,7 +32,7 @@ import { disposeAll, type Subject } from './subject.js'
 type Inputs = Record<string, Tensor>
 
 function demo(): DemoConfig {
-  return demoConfig.parse(
+  return demoConfig().parse(
     parse(readFileSync(fileURLToPath(new URL('../../configs/nano.yaml', import.meta.url)), 'utf8')),
   )
 }

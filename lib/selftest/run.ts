@@ -80,9 +80,10 @@ async function results(
 ): Promise<Record<string, Float32Array>> {
   using inputs = inputsOf(c, dtype, device)
   const { leaves, all } = inputs
-  for (const leaf of Object.values(leaves)) leaf.requiresGrad = true
+  for (const leaf of Object.values(leaves)) leaf.requiresGrad = !c.forwardOnly
   using y = c.run(all)
   const out: Record<string, Float32Array> = { value: y.toFloat32() }
+  if (c.forwardOnly) return out
   using cotangent = tidy(() => ops.cast(ops.randn(y.shape, 5, 99, 'cpu'), y.dtype).to(device))
   await backward([y], [cotangent])
   for (const [name, leaf] of Object.entries(leaves)) {

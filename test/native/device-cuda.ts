@@ -1,9 +1,7 @@
-// The host side of the CUDA backend on an emulated GPU: `cmake --preset emu && cmake --build --preset emu` makes it, and without it
-// these tests are skipped by name. Kernels have tests of their own (test/cuda).
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+// The host side of the CUDA backend on an emulated GPU (_harness/emulated.ts). Kernels have tests of their own (test/cuda).
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 import {
   backward,
@@ -22,24 +20,15 @@ import {
   writeTensors,
 } from 'deem'
 import { AdamW, trainStep } from 'deem/train'
+import { cudaTest as cuda } from '../_harness/emulated.js'
 import { collect } from '../_harness/memory.js'
 import { nano, nanoConfig, nanoWeights } from '../_harness/nano.js'
-
-const emulated = fileURLToPath(new URL('../../build-emu/libdeem_cudaemu.so', import.meta.url))
-// Looked for at the first use of a device, so that this is early enough.
-if (process.env['DEEM_CUDA_PLUGIN'] === undefined && existsSync(emulated)) process.env['DEEM_CUDA_PLUGIN'] = emulated
-const there = process.env['DEEM_CUDA_PLUGIN'] !== undefined
 
 const folder = mkdtempSync(join(tmpdir(), 'deem-cuda-'))
 test.after.always(() => rmSync(folder, { recursive: true }))
 test.beforeEach(collect)
 
 const gpu = { device: 'cuda' } as const
-function cuda(title: string, run: (t: ExecutionContext) => void | Promise<void>): void {
-  if (there) test.serial(title, run)
-  else test.skip(`${title} (no build-emu/libdeem_cudaemu.so)`, run)
-}
-
 cuda('devices lists it', (t) => {
   const found = devices().filter((d) => d.device.startsWith('cuda'))
   t.true(found.length >= 1)

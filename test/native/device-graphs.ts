@@ -1,21 +1,12 @@
-// What a device records and replays, on an emulated GPU (see device-cuda.ts): the same bits as without.
-import { existsSync } from 'node:fs'
-import { fileURLToPath } from 'node:url'
-import test, { type ExecutionContext } from 'ava'
+// What a device records and replays, on an emulated GPU (_harness/emulated.ts): the same bits as without.
+import type { ExecutionContext } from 'ava'
 import { PictureSession, type SamplerName, setDefaultDevice, TextSession } from 'deem'
+import { cudaTest } from '../_harness/emulated.js'
 import { whole } from '../_harness/model.js'
 import { nano, prompts } from '../_harness/nano.js'
 
-const emulated = fileURLToPath(new URL('../../build-emu/libdeem_cudaemu.so', import.meta.url))
-if (process.env['DEEM_CUDA_PLUGIN'] === undefined && existsSync(emulated)) process.env['DEEM_CUDA_PLUGIN'] = emulated
-const there = process.env['DEEM_CUDA_PLUGIN'] !== undefined
-
 function cuda(title: string, run: (t: ExecutionContext) => Promise<void>): void {
-  if (!there) {
-    test.skip(`${title} (no build-emu/libdeem_cudaemu.so)`, run)
-    return
-  }
-  test.serial(title, async (t) => {
+  cudaTest(title, async (t) => {
     setDefaultDevice('cuda')
     try {
       await run(t)
