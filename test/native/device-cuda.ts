@@ -2,7 +2,7 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import test, { type ExecutionContext } from 'ava'
+import test from 'ava'
 import {
   backward,
   Deem,
@@ -29,6 +29,7 @@ test.after.always(() => rmSync(folder, { recursive: true }))
 test.beforeEach(collect)
 
 const gpu = { device: 'cuda' } as const
+
 cuda('devices lists it', (t) => {
   const found = devices().filter((d) => d.device.startsWith('cuda'))
   t.true(found.length >= 1)
