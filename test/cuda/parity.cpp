@@ -121,8 +121,9 @@ Buffer Parity::random(int64_t n, DType dtype, double scale, double offset) {
 Buffer Parity::integers(int64_t n, DType dtype, int64_t low, int64_t high) {
   Buffer unit = random(n, DType::f32, 0.5, 0.5), b = add(n, dtype);
   for (int64_t i = 0; i < n; i++) {
-    const int64_t v = low + int64_t(double(unit.host<float>()[i]) * double(high - low));
-    write(b.state_->host, dtype, i, double(v < high ? v : high - 1));
+    // The whole range of 64 bits may be asked for.
+    const double v = double(low) + double(unit.host<float>()[i]) * (double(high) - double(low));
+    write(b.state_->host, dtype, i, v < double(high) ? std::floor(v) : double(high - 1));
   }
   return b;
 }

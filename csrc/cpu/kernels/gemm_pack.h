@@ -87,27 +87,46 @@ struct Tap {
 using Pack = void (*)(const PackSource&, int64_t height, int64_t first, int64_t lines, int64_t begin, int64_t length,
                       float* to);
 
-template <class T, Packing P, int W>
-static void pack_by_line(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
-                         int64_t length, float* to) {
+template <class T, int W>
+static void pack_lines(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin, int64_t length,
+                       float* to) {
+  for (int64_t panel = 0; panel < lines; panel += height, to += length * W) {
+    const T* line[W];
+    for (int i = 0; i < W; i++)
+      line[i] = i < min(height, lines - panel) ? (const T*)s.data + (first + panel + i) * s.stride + begin : nullptr;
+    interleave<W>(line, length, to);
+  }
+}
+
+// A panel of output pixels at a time. Where all of a panel's windows are inside from left to right, a row of taps is one run.
+template <class T, int W>
+static void pack_patch_lines(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
+                             int64_t length, float* to) {
+  const ConvSizes& c = *s.conv;
+  const int64_t row = c.kw * c.in;  // of taps
   for (int64_t panel = 0; panel < lines; panel += height, to += length * W) {
     const int64_t count = min(height, lines - panel);
+    int64_t y[W], x[W], offset[W];  // of the first tap
+    bool inside = true;
+    Tap<T> window(s, 0, first + panel);
+    for (int i = 0; i < count; i++, window.step()) {
+      y[i] = window.row * c.stride - c.pad_top, x[i] = window.column * c.stride - c.pad_left;
+      offset[i] = ((window.image * c.h + y[i]) * c.w + x[i]) * c.in;
+      inside = inside && x[i] >= 0 && x[i] + c.kw <= c.w;
+    }
+    int64_t kh = begin / row, at = begin % row;  // the tap's row, and the number in it
     for (int64_t p = 0, run; p < length; p += run) {
+      const int64_t kw = at / c.in;
+      run = min(inside ? row - at : c.in - at % c.in, length - p);
       const T* line[W];
-      if constexpr (P == Packing::lines) {
-        run = length;
-        for (int i = 0; i < W; i++)
-          line[i] = i < count ? (const T*)s.data + (first + panel + i) * s.stride + begin : nullptr;
-      } else {
-        const int64_t in = s.conv->in, tap = (begin + p) / in, channel = (begin + p) % in;
-        run = min(in - channel, length - p);
-        Tap<T> under(s, tap, first + panel);
-        for (int i = 0; i < W; i++, under.step()) {
-          const T* pixel = i < count ? under.at() : nullptr;
-          line[i] = pixel ? pixel + channel : nullptr;
-        }
+      for (int i = 0; i < W; i++) {
+        const bool seen =
+            i < count && y[i] + kh >= 0 && y[i] + kh < c.h && (inside || (x[i] + kw >= 0 && x[i] + kw < c.w));
+        line[i] = seen ? (const T*)s.data + offset[i] + kh * c.w * c.in + at : nullptr;
       }
       interleave<W>(line, run, to + p * W);
+      at += run;
+      if (at == row) at = 0, kh++;
     }
   }
 }
@@ -124,11 +143,12 @@ DEEM_INLINE const T* row_of(const PackSource& s, int64_t first, int64_t p) {
 template <class T, Packing P, int W>
 static void pack_by_row(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
                         int64_t length, float* to) {
-  constexpr int64_t kRowsAtOnce = 16;  // they lie far apart, where the hardware does not look ahead
-  for (int64_t from = 0; from < length; from += kRowsAtOnce) {
-    const int64_t end = min(length, from + kRowsAtOnce);
+  // They lie far apart, where the hardware does not look ahead.
+  const int64_t rows_at_once = P == Packing::patch_rows ? max<int64_t>(length, 1) : 16;
+  for (int64_t from = 0; from < length; from += rows_at_once) {
+    const int64_t end = min(length, from + rows_at_once);
     for (int64_t p = from; p < end && P != Packing::patch_rows && end < length; p++) {
-      const T* next = row_of<T, P>(s, first, begin + min(p + kRowsAtOnce, length - 1));
+      const T* next = row_of<T, P>(s, first, begin + min(p + rows_at_once, length - 1));
       for (int64_t i = 0; i < lines; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(next + i);
     }
     for (int64_t panel = 0; panel < lines; panel += height) {
@@ -164,9 +184,9 @@ static void pack_by_row(const PackSource& s, int64_t height, int64_t first, int6
 template <class T, int W>
 DEEM_INLINE Pack pack_of(Packing packing) {
   switch (packing) {
-    case Packing::lines: return pack_by_line<T, Packing::lines, W>;
+    case Packing::lines: return pack_lines<T, W>;
     case Packing::rows: return pack_by_row<T, Packing::rows, W>;
-    case Packing::patch_lines: return pack_by_line<T, Packing::patch_lines, W>;
+    case Packing::patch_lines: return pack_patch_lines<T, W>;
     case Packing::patch_rows: return pack_by_row<T, Packing::patch_rows, W>;
     case Packing::tap_rows: return pack_by_row<T, Packing::tap_rows, W>;
   }
