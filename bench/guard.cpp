@@ -100,6 +100,16 @@ const Kernel kernels[] = {
        Tensor table = leaf({512, 256}), rows = ids({512}, 512);
        return backwards({table}, [=] { return embedding(table, rows); });
      }},
+    {"linear-backward",
+     [] {
+       Tensor x = leaf({96, 320}), w = leaf({256, 320});
+       return backwards({x, w}, [=] { return linear(x, w); });
+     }},
+    {"convolution-backward",
+     [] {
+       Tensor x = leaf({1, 16, 16, 32}), w = leaf({64, 3, 3, 32});
+       return backwards({x, w}, [=] { return conv2d(x, w, {}, {.pad_left = 1, .pad_right = 1, .pad_top = 1, .pad_bottom = 1}); });
+     }},
     {"linear-few-rows",
      [] {
        Tensor x = normal({2, 1024}), w = normal({1024, 1024});
