@@ -48,7 +48,7 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
     Vec x[kVecs];
     for (int v = 0; v < kVecs; v++) {
       x[v] = load_vec(b + v * kLanes);
-      __builtin_prefetch(b + kAhead * kCols + v * kLanes);
+      if (v * kLanes % 16 == 0) __builtin_prefetch(b + kAhead * kCols + v * kLanes);  // once a cache line
     }
     __builtin_prefetch(a + kAhead * kRowSpan);
 #pragma GCC unroll 16
