@@ -1,4 +1,4 @@
-/** The most this machine gives in this run: a matrix product (oneDNN, through `linear`) and a sum of two large arrays. */
+/** The most this machine gives in this run: a matrix product (through `linear`) and a sum of two large arrays. */
 import { noGrad, ops, type Tensor, tidy } from 'deem'
 import type { Precision, Work } from './case.js'
 

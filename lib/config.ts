@@ -3,7 +3,7 @@ import type { z } from 'zod'
 import { DeemError } from './errors.js'
 
 /** zod takes longer to load than everything else here, and most programs check nothing by it: it loads with the first schema. */
-export type Zod = typeof z
+type Zod = typeof z
 let loaded: Zod | undefined
 const zod = (): Zod => {
   loaded ??= createRequire(import.meta.url)('zod').z as Zod

@@ -5,7 +5,7 @@
 namespace deem {
 
 // Raised whenever DeviceApi, PluginKernel or Plugin changes. Kernels' arguments are checked one by one, by size.
-constexpr uint32_t kPluginAbi = 1;
+constexpr uint32_t kPluginAbi = 2;
 
 struct PluginKernel {
   const char* op;

@@ -4,6 +4,7 @@
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"
 #include "cpu/wide.h"
+#include "ops/elementwise.h"
 #include "ops/matmul.h"
 
 namespace deem {
@@ -16,7 +17,7 @@ static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
 
 // ---- products in f32 whose patches are packed from the picture (cpu/gemm.h) ---------------------------------------------
 
-static bool packs(const ConvSizes& s) { return s.groups == 1 && (s.dtype == DType::f32 || !multiplies(s.dtype)); }
+static bool packs(const ConvSizes& s) { return s.groups == 1 && !multiplies_short(s.dtype); }
 
 static void packed(const ConvSizes& s, int64_t m, int64_t n, int64_t k, const PackSource& a, const PackSource& b,
                    const void* bias, void* c) {
@@ -107,7 +108,7 @@ static void product_weights(const ConvWeightsArgs& a) {
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 
-// ---- the rest: oneDNN ---------------------------------------------------------------------------------------------------
+// ---- the rest, groups and the gradient through strides: oneDNN ---------------------------------------------------------------------------------------------------
 
 // An operand as f32: itself, or in scratch memory.
 class Wide {
@@ -115,7 +116,7 @@ class Wide {
   Wide(const void* data, int64_t count, DType dtype) : data_(data) {
     if (!data || multiplies(dtype)) return;
     scratch_.take(count, DType::f32);
-    convert_rows_kernel(Device::cpu, {data, scratch_.data(), 1, count, count, count, dtype, DType::f32});
+    cast_kernel(Device::cpu, {data, scratch_.data(), count, dtype, DType::f32});
     data_ = scratch_.data();
   }
   const void* data() const { return data_; }
@@ -132,8 +133,7 @@ class WideResult {
     if (data && !multiplies(dtype)) scratch_.take(count, DType::f32);
   }
   ~WideResult() {
-    if (scratch_.data())
-      convert_rows_kernel(Device::cpu, {scratch_.data(), data_, 1, count_, count_, count_, DType::f32, dtype_});
+    if (scratch_.data()) cast_kernel(Device::cpu, {scratch_.data(), data_, count_, DType::f32, dtype_});
   }
   WideResult(const WideResult&) = delete;
   void* data() const { return scratch_.data() ? scratch_.data() : data_; }

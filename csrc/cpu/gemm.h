@@ -13,7 +13,6 @@ enum class Packing {
   patch_rows,   // the transpose: line i is (kh, kw, in), p an output pixel
   tap_rows,     // of weights [out, kh, kw, in]: line i is an input channel, p is (KH - 1 - kh, KW - 1 - kw, out)
 };
-constexpr int kPackings = 5;
 
 struct PackSource {
   Packing packing;

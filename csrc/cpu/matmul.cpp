@@ -6,7 +6,6 @@
 
 namespace deem {
 
-constinit Kernel<ConvertRowsArgs> convert_rows_kernel{"convert_rows"};
 constinit Kernel<PackedGemmArgs> packed_gemm_kernel{"packed_gemm"};
 
 // bf16 where the machine multiplies it.
@@ -32,7 +31,7 @@ static PackSource source(const GemmOperand& o, int64_t along, int64_t across) {
 }
 
 static void gemm(const GemmArgs& a) {
-  if (a.dtype != DType::f32 && multiplies(a.dtype)) return short_product(a);
+  if (multiplies_short(a.dtype)) return short_product(a);
   packed_gemm_kernel(Device::cpu, {.batch = a.batch,
                                    .m = a.a.rows,
                                    .n = a.b.cols,

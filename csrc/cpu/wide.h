@@ -1,21 +1,14 @@
-// Numbers that this machine has no products of (f16 on any CPU, bf16 before AVX512_BF16) are multiplied as the f32 they are, in scratch
-// memory, and results are rounded once. oneDNN's own emulation of bf16 is four times slower than its f32.
+// Numbers that this machine has no products of (f16 on any CPU, bf16 before AVX512_BF16) are multiplied as the f32 they are, and results
+// are rounded once: by our own products on the way (cpu/gemm.h), for oneDNN in scratch memory. Its own emulation of bf16 is four times
+// slower than its f32.
 #pragma once
 #include "core/kernel.h"
 #include "core/memory.h"
 
 namespace deem {
 
-inline bool multiplies(DType t) { return t == DType::f32 || (t == DType::bf16 && current_isa() == kIsaCount - 1); }
-
-// Rows of `cols` floating numbers, whose starts lie `x_stride` and `y_stride` elements apart, to another dtype; rounds to nearest even.
-struct ConvertRowsArgs {
-  const void* x;
-  void* y;
-  int64_t rows, cols, x_stride, y_stride;
-  DType from, to;  // one of them f32
-};
-extern Kernel<ConvertRowsArgs> convert_rows_kernel;
+inline bool multiplies_short(DType t) { return t == DType::bf16 && current_isa() == kIsaCount - 1; }
+inline bool multiplies(DType t) { return t == DType::f32 || multiplies_short(t); }
 
 class Scratch {
  public:

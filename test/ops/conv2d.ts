@@ -216,3 +216,65 @@ for (const depthwise of [false, true]) {
     }
   })
 }
+
+/** Whole numbers, with which every sum here is exact in f32. */
+const whole = (shape: number[], step: number) => {
+  const data = Float32Array.from({ length: shape.reduce((a, v) => a * v, 1) }, (_, i) => ((i * step) % 7) - 3)
+  return { shape, data, tensor: () => tensor(data, shape, 'f32', { device: 'cpu' }) }
+}
+
+// Runs of numbers that begin within a row of taps, several of them, blocks of pixels; the last: pixels in parts, where the gradient of
+// the weights would need too much memory at once.
+for (const [h, w, c, o, k, stride, pads] of [
+  [21, 30, 72, 20, 3, 1, [1, 1, 1, 1]],
+  [21, 30, 70, 20, 3, 2, [0, 1, 1, 0]],
+  [17, 19, 33, 40, 5, 1, [4, 0, 2, 3]],
+  [13, 40, 40, 150, 3, 1, [2, 2, 0, 0]],
+  [900, 800, 2, 5, 3, 1, [1, 1, 1, 1]],
+] as const)
+  test(`conv2d: ${h} x ${w} x ${c} to ${o}, kernel ${k}, stride ${stride}, is exact where sums are, gradients too`, async (t) => {
+    const [padLeft, padRight, padTop, padBottom] = pads
+    const oh = Math.floor((h + padTop + padBottom - k) / stride) + 1
+    const ow = Math.floor((w + padLeft + padRight - k) / stride) + 1
+    const [xs, ws, dys] = [whole([1, h, w, c], 5), whole([o, k, k, c], 3), whole([1, oh, ow, o], 11)]
+    const want = {
+      y: new Float32Array(oh * ow * o),
+      dx: new Float32Array(h * w * c),
+      dw: new Float32Array(o * k * k * c),
+    }
+    for (let oy = 0; oy < oh; oy++)
+      for (let ox = 0; ox < ow; ox++)
+        for (let kh = 0; kh < k; kh++)
+          for (let kw = 0; kw < k; kw++) {
+            const [iy, ix] = [oy * stride + kh - padTop, ox * stride + kw - padLeft]
+            if (iy < 0 || iy >= h || ix < 0 || ix >= w) continue
+            const from = (iy * w + ix) * c
+            for (let n = 0; n < o; n++) {
+              const [to, at] = [(oy * ow + ox) * o + n, ((n * k + kh) * k + kw) * c]
+              const dy = dys.data[to] as number
+              let sum = 0
+              for (let i = 0; i < c; i++) {
+                const [x, v] = [xs.data[from + i] as number, ws.data[at + i] as number]
+                sum += x * v
+                want.dx[from + i] = (want.dx[from + i] as number) + dy * v
+                want.dw[at + i] = (want.dw[at + i] as number) + dy * x
+              }
+              want.y[to] = (want.y[to] as number) + sum
+            }
+          }
+    for (const dtype of ['f32', 'bf16', 'f16'] as const) {
+      const [x, weight, dy] = [xs, ws, dys].map((v) => ops.cast(v.tensor(), dtype)) as [Tensor, Tensor, Tensor]
+      x.requiresGrad = true
+      weight.requiresGrad = true
+      const y = ops.conv2d(x, weight, null, { stride, padLeft, padRight, padTop, padBottom })
+      await backward([y], [dy])
+      for (const [name, got, values] of [
+        ['y', y, want.y],
+        ['dx', x.grad, want.dx],
+        ['dw', weight.grad, want.dw],
+      ] as const) {
+        const rounded = ops.cast(tensor(values, [values.length], 'f32', { device: 'cpu' }), dtype)
+        t.deepEqual((got as Tensor).toFloat32(), rounded.toFloat32(), `${name} ${dtype}`)
+      }
+    }
+  })

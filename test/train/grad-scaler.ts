@@ -3,29 +3,20 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'ava'
-import { backward, DeemError, Module, ops, type Tensor, tensor } from 'deem'
+import { DeemError, Module, ops, type Tensor, tensor } from 'deem'
 import { AdamW, GradScaler, trainLoop, trainStep } from 'deem/train'
+import { give, trainable } from '../_harness/gradients.js'
 import { generator } from '../_harness/random.js'
 import { trainee } from '../_harness/trainee.js'
 
 const folder = mkdtempSync(join(tmpdir(), 'deem-scaler-'))
 test.after.always(() => rmSync(folder, { recursive: true, force: true }))
 
-const leaf = (values: ArrayLike<number>, dtype: 'f32' | 'f16') => {
-  const x = ops.cast(tensor(Float32Array.from(values), [values.length]), dtype)
-  x.requiresGrad = true
-  return x
-}
-const give = async (x: Tensor, gradient: ArrayLike<number>) => {
-  const g = ops.cast(tensor(Float32Array.from(gradient), [gradient.length]), x.dtype)
-  await backward([ops.mulScalar(x, 1)], [g])
-}
-
 for (const dtype of ['f32', 'f16'] as const)
   test(`${dtype}: a scale that is a power of two changes no bit of a step`, async (t) => {
     const { normal } = generator(3)
     const start = Array.from({ length: 40000 }, normal)
-    const [x, y] = [leaf(start, dtype), leaf(start, dtype)]
+    const [x, y] = [trainable(start, dtype), trainable(start, dtype)]
     const options = { lr: 0.01, weightDecay: 0.1, maxGradNorm: 1 }
     using plain = new AdamW({ x }, options)
     using scaled = new AdamW({ x: y }, options)
@@ -69,7 +60,7 @@ test('f16: gradients below its smallest number are lost without a scale and kept
 })
 
 test('a step that overflows is left out whole, and the next one is taken at a lower scale', async (t) => {
-  const x = leaf([1, 2], 'f16')
+  const x = trainable([1, 2], 'f16')
   using optimizer = new AdamW({ x }, { lr: 0.1 })
   const scaler = new GradScaler({ initScale: 2 ** 15, growthInterval: 2 })
   for (const bad of [Number.POSITIVE_INFINITY, Number.NaN]) {

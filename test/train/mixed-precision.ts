@@ -4,7 +4,6 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 import {
-  backward,
   Deem,
   type DType,
   type ErrorCode,
@@ -18,6 +17,7 @@ import {
   tensor,
 } from 'deem'
 import { AdamW, loadCheckpoint, saveCheckpoint, trainLoop, trainStep } from 'deem/train'
+import { give, trainable } from '../_harness/gradients.js'
 import { layout } from '../_harness/hf-layout.js'
 import { collect } from '../_harness/memory.js'
 import { nano, nanoConfig, nanoWeights } from '../_harness/nano.js'
@@ -29,16 +29,7 @@ test.after.always(() => rmSync(folder, { recursive: true, force: true }))
 let files = 0
 const file = () => join(folder, `${files++}.safetensors`)
 
-const leaf = (values: ArrayLike<number>, dtype: DType = 'bf16') => {
-  const x = ops.cast(tensor(Float32Array.from(values), [values.length]), dtype)
-  x.requiresGrad = true
-  return x
-}
-/** Leaves `gradient`, which must be exact in the dtype, in x.grad. */
-const give = async (x: Tensor, gradient: ArrayLike<number>) => {
-  const g = ops.cast(tensor(Float32Array.from(gradient), [gradient.length]), x.dtype)
-  await backward([ops.mulScalar(x, 1)], [g])
-}
+const leaf = (values: ArrayLike<number>, dtype: DType = 'bf16') => trainable(values, dtype)
 const rounded = (values: ArrayLike<number>, dtype: DType = 'bf16') => [
   ...ops.cast(tensor(Float32Array.from(values), [values.length]), dtype).toFloat32(),
 ]

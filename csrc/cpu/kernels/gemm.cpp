@@ -11,14 +11,13 @@ namespace deem::DEEM_ISA {
 
 // A tile of c: 14 x 32 of AVX-512's registers, 6 x 16 of AVX2's, 6 x 8 of SSE's.
 constexpr int kVecs = 2, kCols = kVecs * kLanes, kRows = kLanes == 16 ? 14 : 6;
-constexpr int kRowSpan =
-    (kRows + kLanes - 1) / kLanes * kLanes;  // of a panel of a, so that it is made of whole vectors
+// Of a panel of a, so that it is made of whole vectors.
+constexpr int kRowSpan = (kRows + kLanes - 1) / kLanes * kLanes;
 constexpr int kTile = kRows * kCols;
-constexpr int64_t kDepth = 512;
-constexpr int64_t kBlockA = 140 / kRows,
-                  kBlockB = 128 / kCols;  // panels of a block, where it is what is packed in blocks
-constexpr int64_t kPartial = 3 << 15;     // numbers of the tiles that wait between runs
-constexpr int64_t kShared = 1 << 23;      // of the operand that is packed whole, at most, or k is taken in parts
+constexpr int64_t kDepth = 512;                                  // numbers of a run
+constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block
+constexpr int64_t kPartial = 3 << 15;                            // numbers of the tiles that wait between runs
+constexpr int64_t kShared = 1 << 23;  // of the operand that is packed whole, at most, or k is taken in parts
 
 // ---- tiles ----------------------------------------------------------------------------------------------------------
 
@@ -43,7 +42,7 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
     for (int v = 0; v < kVecs; v++) sum[m][v] = start ? load_vec(start + m * start_stride + v * kLanes) : Vec{};
   // The tile after this one, which comes next.
   if (start_stride > 0)
-    for (int i = 0; i < M * kCols; i += 16) __builtin_prefetch(to + kTile + i, 1);
+    for (int i = 0; i < M * kCols; i += 16) __builtin_prefetch(start + kTile + i);
   for (int64_t p = 0; p < depth; p++, a += kRowSpan, b += kCols) {
     Vec x[kVecs];
     for (int v = 0; v < kVecs; v++) {

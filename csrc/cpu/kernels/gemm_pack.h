@@ -131,7 +131,7 @@ static void pack_patch_lines(const PackSource& s, int64_t height, int64_t first,
   }
 }
 
-// Row p, from line `first` on; null where it is zeros.
+// Row p, from line `first` on.
 template <class T, Packing P>
 DEEM_INLINE const T* row_of(const PackSource& s, int64_t first, int64_t p) {
   if constexpr (P == Packing::rows) return (const T*)s.data + p * s.stride + first;
