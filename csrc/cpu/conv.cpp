@@ -108,7 +108,7 @@ static void product_weights(const ConvWeightsArgs& a) {
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 
-// ---- the rest, groups and the gradient through strides: oneDNN ---------------------------------------------------------------------------------------------------
+// ---- the rest, groups and the gradient through strides: oneDNN -----------------------------------------------------------
 
 // An operand as f32: itself, or in scratch memory.
 class Wide {
