@@ -4,6 +4,7 @@
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"
 #include "cpu/wide.h"
+#include "cpu/winograd.h"
 #include "ops/elementwise.h"
 #include "ops/matmul.h"
 
@@ -11,6 +12,8 @@ namespace deem {
 
 constinit Kernel<Im2colArgs> im2col_kernel{"im2col"};
 constinit Kernel<Col2imArgs> col2im_kernel{"col2im"};
+constinit Kernel<WinogradArgs> winograd_kernel{"winograd"};
+constinit Kernel<WinogradWeightsArgs> winograd_weights_kernel{"winograd_weights"};
 
 static int64_t pixels(const ConvSizes& s) { return s.n * s.oh * s.ow; }
 static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
@@ -19,13 +22,15 @@ static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
 
 static bool packs(const ConvSizes& s) { return s.groups == 1 && !multiplies_short(s.dtype); }
 
-static void packed(const ConvSizes& s, int64_t m, int64_t n, int64_t k, const PackSource& a, const PackSource& b,
-                   const void* bias, void* c) {
+static void packed(const ConvSizes& s, int64_t m, int64_t n, int64_t k, RowsOf rows, const PackSource& a,
+                   ColumnsOf columns, const PackSource& b, const void* bias, void* c) {
   packed_gemm_kernel(Device::cpu, {.batch = 1,
                                    .m = m,
                                    .n = n,
                                    .k = k,
+                                   .rows = rows,
                                    .a = a,
+                                   .columns = columns,
                                    .b = b,
                                    .bias = bias,
                                    .c = c,
@@ -39,14 +44,24 @@ static void packed(const ConvSizes& s, int64_t m, int64_t n, int64_t k, const Pa
 static bool pointwise(const ConvSizes& s) {
   return s.kh == 1 && s.kw == 1 && s.stride == 1 && s.h == s.oh && s.w == s.ow && s.pad_top == 0 && s.pad_left == 0;
 }
-static PackSource patches_by_line(const void* x, const ConvSizes& s) {
-  if (pointwise(s)) return {Packing::lines, x, s.in, 0, nullptr};
-  return {Packing::patch_lines, x, 0, 0, &s};
+static RowsOf rows_of(const ConvSizes& s) { return pointwise(s) ? RowsOf::lines : RowsOf::patches; }
+static ColumnsOf columns_of(const ConvSizes& s) { return pointwise(s) ? ColumnsOf::across : ColumnsOf::patches; }
+static PackSource picture(const void* x, const ConvSizes& s) { return {x, s.in, 0, &s}; }
+
+// Where there are enough channels and tiles of 2 x 2 pixels for their transformations to pay, more where the transformed weights do not
+// stay in cache; measured by `npm run bench -- conv`.
+static bool winograd(const ConvSizes& s, int64_t fewest_channels) {
+  constexpr int64_t kFewestTiles = 64, kManyTiles = 192, kManyWeights = 1 << 18;
+  const int64_t tiles = s.n * ((s.oh + 1) / 2) * ((s.ow + 1) / 2), channels = s.in * s.out;
+  return s.kh == 3 && s.kw == 3 && s.stride == 1 && s.in % 16 == 0 && s.out >= 16 &&
+         channels >= fewest_channels * fewest_channels &&
+         tiles >= (channels > kManyWeights ? kManyTiles : kFewestTiles);
 }
 
 static void packed_forward(const ConvForwardArgs& a) {
   const ConvSizes& s = a.s;
-  packed(s, pixels(s), s.out, patch(s), patches_by_line(a.x, s), {Packing::lines, a.weight, patch(s), 0, nullptr},
+  if (winograd(s, 32)) return winograd_kernel(Device::cpu, {s, false, a.x, a.weight, a.bias, a.y});
+  packed(s, pixels(s), s.out, patch(s), rows_of(s), picture(a.x, s), ColumnsOf::lines, {a.weight, patch(s), 0, nullptr},
          a.bias, a.y);
 }
 
@@ -56,15 +71,17 @@ static void packed_data(const ConvDataArgs& a) {
   ConvSizes back = s;
   back.h = s.oh, back.w = s.ow, back.oh = s.h, back.ow = s.w, back.in = s.out, back.out = s.in;
   back.pad_top = s.kh - 1 - s.pad_top, back.pad_left = s.kw - 1 - s.pad_left;
-  packed(s, s.n * s.h * s.w, s.in, s.kh * s.kw * s.out, patches_by_line(a.dy, back),
-         {Packing::tap_rows, a.weight, 0, 0, &s}, nullptr, a.dx);
+  if (winograd(back, 32)) return winograd_kernel(Device::cpu, {back, true, a.dy, a.weight, nullptr, a.dx});
+  packed(s, s.n * s.h * s.w, s.in, s.kh * s.kw * s.out, rows_of(back), picture(a.dy, back), ColumnsOf::taps,
+         {a.weight, 0, 0, &s}, nullptr, a.dx);
 }
 
 static void packed_weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  const PackSource x =
-      pointwise(s) ? PackSource{Packing::rows, a.x, s.in, 0, nullptr} : PackSource{Packing::patch_rows, a.x, 0, 0, &s};
-  packed(s, s.out, patch(s), pixels(s), {Packing::rows, a.dy, s.out, 0, nullptr}, x, nullptr, a.dweight);
+  if (winograd(s, 48)) winograd_weights_kernel(Device::cpu, {s, a.x, a.dy, a.dweight});
+  else
+    packed(s, s.out, patch(s), pixels(s), RowsOf::across, {a.dy, s.out, 0, nullptr}, columns_of(s), picture(a.x, s),
+           nullptr, a.dweight);
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 

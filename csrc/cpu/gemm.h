@@ -5,27 +5,33 @@
 
 namespace deem {
 
-// An operand by its lines (rows of a, columns of b), each of k numbers.
-enum class Packing {
-  lines,        // number p of line i lies at i * stride + p
-  rows,         // at i + p * stride
-  patch_lines,  // line i is output pixel i, p is (kh, kw, in): the numbers of x under the taps
-  patch_rows,   // the transpose: line i is (kh, kw, in), p an output pixel
-  tap_rows,     // of weights [out, kh, kw, in]: line i is an input channel, p is (KH - 1 - kh, KW - 1 - kw, out)
+// What an operand is made of: by its lines (rows of a, columns of b), each of k numbers.
+enum class RowsOf {
+  lines,    // number p of line i lies at i * stride + p
+  across,   // at i + p * stride
+  patches,  // line i is output pixel i, p is (kh, kw, in): the numbers of x under the taps
+};
+enum class ColumnsOf {
+  lines,    // as above
+  across,   // as above
+  patches,  // the transpose: line i is (kh, kw, in), p an output pixel
+  taps,     // of weights [out, kh, kw, in]: line i is an input channel, p is (KH - 1 - kh, KW - 1 - kw, out)
 };
 
 struct PackSource {
-  Packing packing;
   const void* data;
-  int64_t stride;         // of lines and rows, elements
+  int64_t stride;         // of lines or rows, elements
   int64_t step;           // from one item of the batch to the next
-  const ConvSizes* conv;  // of the others
+  const ConvSizes* conv;  // of patches and taps
 };
 
 // c[m, n] = sum over k of a b + bias. a and b share `dtype`, sums are f32.
 struct PackedGemmArgs {
   int64_t batch, m, n, k;
-  PackSource a, b;
+  RowsOf rows;
+  PackSource a;
+  ColumnsOf columns;
+  PackSource b;
   const void* bias;  // [n] of `dtype`, or null
   void* c;
   int64_t c_row_stride, c_step;  // elements

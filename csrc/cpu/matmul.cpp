@@ -24,20 +24,17 @@ static void short_product(const GemmArgs& a) {
                 .c_dtype = a.c_dtype});
 }
 
-// By lines of k numbers, `along` apart, or by rows that hold a number of each line, `across` apart.
-static PackSource source(const GemmOperand& o, int64_t along, int64_t across) {
-  if (across == 1) return {Packing::lines, o.data, along, o.step, nullptr};
-  return {Packing::rows, o.data, across, o.step, nullptr};
-}
-
 static void gemm(const GemmArgs& a) {
   if (multiplies_short(a.dtype)) return short_product(a);
+  const bool a_lines = a.a.col_stride == 1, b_lines = a.b.row_stride == 1;  // whose k numbers lie side by side
   packed_gemm_kernel(Device::cpu, {.batch = a.batch,
                                    .m = a.a.rows,
                                    .n = a.b.cols,
                                    .k = a.a.cols,
-                                   .a = source(a.a, a.a.row_stride, a.a.col_stride),
-                                   .b = source(a.b, a.b.col_stride, a.b.row_stride),
+                                   .rows = a_lines ? RowsOf::lines : RowsOf::across,
+                                   .a = {a.a.data, a_lines ? a.a.row_stride : a.a.col_stride, a.a.step, nullptr},
+                                   .columns = b_lines ? ColumnsOf::lines : ColumnsOf::across,
+                                   .b = {a.b.data, b_lines ? a.b.col_stride : a.b.row_stride, a.b.step, nullptr},
                                    .bias = a.bias,
                                    .c = a.c,
                                    .c_row_stride = a.c_row_stride,

@@ -45,6 +45,24 @@ DEEM_INLINE Vec load_vec(const bf16* p) {
 }
 DEEM_INLINE void store_vec(float* p, Vec v) { *(AnyVec*)p = v; }
 
+// The first `count` numbers, 0 to kLanes, of a register; the rest are zeros, and their memory is not touched.
+template <class T>
+DEEM_INLINE Vec load_part(const T* p, int64_t count) {
+#if DEEM_ISA_INDEX >= 2
+  if constexpr (sizeof(T) == 4) return (Vec)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+#endif
+  Vec v{};
+  for (int64_t i = 0; i < count; i++) v[i] = load(p + i);
+  return v;
+}
+DEEM_INLINE void store_part(float* p, Vec v, int64_t count) {
+#if DEEM_ISA_INDEX >= 2
+  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+#else
+  for (int64_t i = 0; i < count; i++) p[i] = v[i];
+#endif
+}
+
 template <class T>
 DEEM_INLINE T min(T a, T b) {
   return b < a ? b : a;
@@ -53,6 +71,8 @@ template <class T>
 DEEM_INLINE T max(T a, T b) {
   return a < b ? b : a;
 }
+
+DEEM_INLINE int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 // exp(x), relative error under 1.2e-7; 0 below -86.99, +inf above 88.72, NaN stays NaN. Branch-free, so that loops over it
 // vectorise. n = round(x / ln 2) sits in the low bits of a float whose unit is 1; r = x - n ln 2 with ln 2 in two parts

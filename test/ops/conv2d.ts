@@ -223,34 +223,39 @@ const whole = (shape: number[], step: number) => {
   return { shape, data, tensor: () => tensor(data, shape, 'f32', { device: 'cpu' }) }
 }
 
-// Runs of numbers that begin within a row of taps, several of them, blocks of pixels; the last: pixels in parts, where the gradient of
-// the weights would need too much memory at once.
-for (const [h, w, c, o, k, stride, pads] of [
-  [21, 30, 72, 20, 3, 1, [1, 1, 1, 1]],
-  [21, 30, 70, 20, 3, 2, [0, 1, 1, 0]],
-  [17, 19, 33, 40, 5, 1, [4, 0, 2, 3]],
-  [13, 40, 40, 150, 3, 1, [2, 2, 0, 0]],
-  [900, 800, 2, 5, 3, 1, [1, 1, 1, 1]],
+// Runs of numbers that begin within a row of taps, several of them, blocks of pixels; pixels in parts, where the gradient of the weights
+// would need too much memory at once; and by tiles of 2 x 2 pixels, also with half a tile at the edges, several runs of channels,
+// several chunks of tiles, several pictures.
+for (const [n, h, w, c, o, k, stride, pads] of [
+  [1, 21, 30, 72, 20, 3, 1, [1, 1, 1, 1]],
+  [1, 21, 30, 70, 20, 3, 2, [0, 1, 1, 0]],
+  [2, 17, 19, 33, 40, 5, 1, [4, 0, 2, 3]],
+  [1, 13, 40, 40, 150, 3, 1, [2, 2, 0, 0]],
+  [1, 900, 800, 2, 5, 3, 1, [1, 1, 1, 1]],
+  [1, 31, 36, 48, 80, 3, 1, [1, 1, 1, 1]],
+  [3, 9, 12, 64, 70, 3, 1, [2, 0, 0, 1]],
+  [1, 16, 17, 560, 32, 3, 1, [1, 1, 1, 1]],
 ] as const)
-  test(`conv2d: ${h} x ${w} x ${c} to ${o}, kernel ${k}, stride ${stride}, is exact where sums are, gradients too`, async (t) => {
+  test(`conv2d: ${n} x ${h} x ${w} x ${c} to ${o}, kernel ${k}, stride ${stride}, is exact where sums are, gradients too`, async (t) => {
     const [padLeft, padRight, padTop, padBottom] = pads
     const oh = Math.floor((h + padTop + padBottom - k) / stride) + 1
     const ow = Math.floor((w + padLeft + padRight - k) / stride) + 1
-    const [xs, ws, dys] = [whole([1, h, w, c], 5), whole([o, k, k, c], 3), whole([1, oh, ow, o], 11)]
+    const [xs, ws, dys] = [whole([n, h, w, c], 5), whole([o, k, k, c], 3), whole([n, oh, ow, o], 11)]
     const want = {
-      y: new Float32Array(oh * ow * o),
-      dx: new Float32Array(h * w * c),
+      y: new Float32Array(n * oh * ow * o),
+      dx: new Float32Array(n * h * w * c),
       dw: new Float32Array(o * k * k * c),
     }
-    for (let oy = 0; oy < oh; oy++)
+    for (let row = 0; row < n * oh; row++)
       for (let ox = 0; ox < ow; ox++)
         for (let kh = 0; kh < k; kh++)
           for (let kw = 0; kw < k; kw++) {
+            const [image, oy] = [Math.floor(row / oh), row % oh]
             const [iy, ix] = [oy * stride + kh - padTop, ox * stride + kw - padLeft]
             if (iy < 0 || iy >= h || ix < 0 || ix >= w) continue
-            const from = (iy * w + ix) * c
-            for (let n = 0; n < o; n++) {
-              const [to, at] = [(oy * ow + ox) * o + n, ((n * k + kh) * k + kw) * c]
+            const from = ((image * h + iy) * w + ix) * c
+            for (let channel = 0; channel < o; channel++) {
+              const [to, at] = [(row * ow + ox) * o + channel, ((channel * k + kh) * k + kw) * c]
               const dy = dys.data[to] as number
               let sum = 0
               for (let i = 0; i < c; i++) {

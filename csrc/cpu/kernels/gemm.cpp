@@ -6,67 +6,14 @@
 
 #include "core/memory.h"
 #include "cpu/kernels/gemm_pack.h"
+#include "cpu/kernels/gemm_tile.h"
 
 namespace deem::DEEM_ISA {
 
-// A tile of c: 14 x 32 of AVX-512's registers, 6 x 16 of AVX2's, 6 x 8 of SSE's.
-constexpr int kVecs = 2, kCols = kVecs * kLanes, kRows = kLanes == 16 ? 14 : 6;
-// Of a panel of a, so that it is made of whole vectors.
-constexpr int kRowSpan = (kRows + kLanes - 1) / kLanes * kLanes;
-constexpr int kTile = kRows * kCols;
 constexpr int64_t kDepth = 512;                                  // numbers of a run
 constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block
 constexpr int64_t kPartial = 3 << 15;                            // numbers of the tiles that wait between runs
 constexpr int64_t kShared = 1 << 23;  // of the operand that is packed whole, at most, or k is taken in parts
-
-// ---- tiles ----------------------------------------------------------------------------------------------------------
-
-DEEM_INLINE Vec broadcast(const float* p) {
-#if DEEM_ISA_INDEX >= 2
-  return (Vec)_mm512_set1_ps(*p);
-#elif DEEM_ISA_INDEX == 1
-  return (Vec)_mm256_broadcast_ss(p);
-#else
-  return (Vec)_mm_set1_ps(*p);
-#endif
-}
-
-// to[M, kCols] = start + a b over `depth`; start is null for zeros.
-template <int M>
-static void tile(int64_t depth, const float* a, const float* b, const float* start, int64_t start_stride, float* to,
-                 int64_t stride) {
-  constexpr int64_t kAhead = 16;  // numbers of each line; both panels come from the second-level cache
-  Vec sum[M][kVecs];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; m++)
-    for (int v = 0; v < kVecs; v++) sum[m][v] = start ? load_vec(start + m * start_stride + v * kLanes) : Vec{};
-  // The tile after this one, which comes next.
-  if (start_stride > 0)
-    for (int i = 0; i < M * kCols; i += 16) __builtin_prefetch(start + kTile + i);
-  for (int64_t p = 0; p < depth; p++, a += kRowSpan, b += kCols) {
-    Vec x[kVecs];
-    for (int v = 0; v < kVecs; v++) {
-      x[v] = load_vec(b + v * kLanes);
-      if (v * kLanes % 16 == 0) __builtin_prefetch(b + kAhead * kCols + v * kLanes);  // once a cache line
-    }
-    __builtin_prefetch(a + kAhead * kRowSpan);
-#pragma GCC unroll 16
-    for (int m = 0; m < M; m++) {
-      const Vec w = broadcast(a + m);
-      for (int v = 0; v < kVecs; v++) sum[m][v] += w * x[v];
-    }
-  }
-#pragma GCC unroll 16
-  for (int m = 0; m < M; m++)
-    for (int v = 0; v < kVecs; v++) store_vec(to + m * stride + v * kLanes, sum[m][v]);
-}
-
-using Tile = void (*)(int64_t, const float*, const float*, const float*, int64_t, float*, int64_t);
-template <int M = kRows>
-DEEM_INLINE Tile tile_of(int64_t rows) {
-  if constexpr (M == 1) return tile<M>;
-  else return rows == M ? tile<M> : tile_of<M - 1>(rows);
-}
 
 template <class T>
 static void round_rows(const float* from, int64_t rows, int64_t cols, int64_t from_stride, void* to, int64_t stride) {
@@ -82,6 +29,8 @@ struct Product {
   bool more;               // are added to what c holds, which is f32
   PackSource a, b;
   Pack pack_a, pack_b;
+  int64_t span_a;  // numbers of a panel of a for each of a line
+  Tile (*tile)(int64_t rows, int64_t cols);
   const float* bias;  // [panels of b * kCols] or null
   char* c;
   int64_t c_row_stride;
@@ -91,14 +40,15 @@ struct Product {
   int64_t panels_a, panels_b, depth, block, blocks, chunk;  // depth: of a run; block and chunk in panels, at most
 };
 
-DEEM_INLINE int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
-
 static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   Product p{};
   p.m = g.m, p.n = g.n, p.k = k;
   p.a = g.a, p.b = g.b;
   p.c_row_stride = g.c_row_stride;
   p.c_dtype = g.c_dtype;
+  const bool by_line = g.rows != RowsOf::across;
+  p.span_a = by_line ? kRows : kRowSpan;
+  p.tile = by_line ? tile_of<Rows::by_line> : tile_of<Rows::by_number>;
   p.panels_a = ceil_div(g.m, kRows), p.panels_b = ceil_div(g.n, kCols);
   p.height = ceil_div(g.m, p.panels_a);
   p.panels_a = ceil_div(g.m, p.height);
@@ -116,25 +66,27 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   return p;
 }
 
+// Panels are made of whole blocks of kLanes numbers.
+DEEM_INLINE int64_t whole(int64_t depth) { return ceil_div(depth, kLanes) * kLanes; }
+DEEM_INLINE int64_t span(const Product& p, bool a) { return a ? p.span_a : kCols; }
 // Numbers of scratch memory: the shared operand, and of each thread a block and its tiles.
-DEEM_INLINE int64_t span(bool a) { return a ? kRowSpan : kCols; }
 DEEM_INLINE int64_t shared_numbers(const Product& p) {
-  return (p.share_a ? p.panels_a : p.panels_b) * span(p.share_a) * p.k;
+  return (p.share_a ? p.panels_a : p.panels_b) * span(p, p.share_a) * whole(p.k);
 }
 DEEM_INLINE int64_t shared_chunks(const Product& p) { return ceil_div(p.share_a ? p.panels_a : p.panels_b, p.chunk); }
 DEEM_INLINE int64_t block_numbers(const Product& p) {
-  return p.block * span(!p.share_a) * (shared_chunks(p) > 1 ? p.k : p.depth);
+  return p.block * span(p, !p.share_a) * whole(shared_chunks(p) > 1 ? p.k : p.depth);
 }
 DEEM_INLINE int64_t own_numbers(const Product& p) { return block_numbers(p) + p.block * p.chunk * kTile; }
 
 // Panels begin..end of the shared operand, in every run: run after run, panel after panel.
 static void pack_shared(const Product& p, float* shared, int64_t begin, int64_t end) {
   const int64_t lines = p.share_a ? p.m : p.n, all = p.share_a ? p.panels_a : p.panels_b;
-  const int64_t of_panel = p.share_a ? p.height : kCols, width = span(p.share_a);
+  const int64_t of_panel = p.share_a ? p.height : kCols, width = span(p, p.share_a);
   for (int64_t at = 0; at < p.k; at += p.depth) {
-    const int64_t depth = min(p.depth, p.k - at), first = begin * of_panel;
+    const int64_t depth = min(p.depth, p.k - at), first = begin * of_panel, panel = whole(depth) * width;
     (p.share_a ? p.pack_a : p.pack_b)(p.share_a ? p.a : p.b, of_panel, first, min(lines, end * of_panel) - first,
-                                      p.begin + at, depth, shared + at * all * width + begin * depth * width);
+                                      p.begin + at, depth, shared + at * all * width + begin * panel, panel);
   }
 }
 
@@ -160,8 +112,9 @@ static void one_tile(const Product& p, const Run& r, int64_t i, int64_t j, float
     start = p.bias ? p.bias + col : nullptr;
     start_stride = 0;
   }
-  tile_of(rows)(r.depth, r.a + i * r.depth * kRowSpan, r.b + j * r.depth * kCols, start, start_stride,
-                direct ? (float*)c : partial, direct ? p.c_row_stride : kCols);
+  const int64_t room = whole(r.depth);
+  p.tile(rows, cols)(r.depth, r.a + i * room * p.span_a, r.b + j * room * kCols, start, start_stride,
+                     direct ? (float*)c : partial, direct ? p.c_row_stride : kCols);
   if (!r.last || direct) return;
   switch (p.c_dtype) {
     case DType::bf16: return round_rows<bf16>(partial, rows, cols, kCols, c, p.c_row_stride);
@@ -175,7 +128,7 @@ static void multiply_block(const Product& p, const float* shared, int64_t index,
   const int64_t all = p.share_a ? p.panels_a : p.panels_b, streamed = p.share_a ? p.panels_b : p.panels_a;
   const int64_t begin = streamed * index / p.blocks, count = streamed * (index + 1) / p.blocks - begin;
   const int64_t of_panel = p.share_a ? kCols : p.height, lines = p.share_a ? p.n : p.m, first = begin * of_panel;
-  const int64_t width = span(!p.share_a), shared_width = span(p.share_a);
+  const int64_t width = span(p, !p.share_a), shared_width = span(p, p.share_a);
   const bool again = shared_chunks(p) > 1;
   float* partial = own + block_numbers(p);
   for (int64_t from = 0; from < all; from += p.chunk) {
@@ -186,8 +139,9 @@ static void multiply_block(const Product& p, const float* shared, int64_t index,
       float* block = own + (again ? at * p.block * width : 0);
       if (from == 0)
         (p.share_a ? p.pack_b : p.pack_a)(p.share_a ? p.b : p.a, of_panel, first,
-                                          min(lines, first + count * of_panel) - first, p.begin + at, depth, block);
-      const float* other = shared + at * all * shared_width + from * depth * shared_width;
+                                          min(lines, first + count * of_panel) - first, p.begin + at, depth, block,
+                                          whole(depth) * width);
+      const float* other = shared + (at * all + from * whole(depth)) * shared_width;
       const Run r{depth,
                   p.share_a ? other : block,
                   p.share_a ? block : other,
@@ -224,8 +178,8 @@ static void packed_gemm(const PackedGemmArgs& g) {
   const int64_t part = parts > 1 ? ceil_div(ceil_div(g.k, parts), kDepth) * kDepth : g.k;
   if (parts > 1) p = plan(g, part, of_team);
   dispatch_float(g.dtype, "matmul", [&]<class T>(T) {
-    p.pack_a = pack_of<T, kRowSpan>(g.a.packing);
-    p.pack_b = pack_of<T, kCols>(g.b.packing);
+    p.pack_a = pack_of<T>(g.rows);
+    p.pack_b = pack_of<T>(g.columns);
   });
   // Scratch memory: bias, sums of parts that c cannot hold, and of each team its panels.
   const int64_t bias = g.bias ? p.panels_b * kCols : 0, need = shared_numbers(p) + of_team * own_numbers(p);

@@ -1,7 +1,9 @@
-// How operands of a product become panels of f32: [number, line], `height` lines beside each other, zeros in the lines that a panel has no
-// use for. A source is read by lines, which are transposed in registers, or by rows that hold a number of each line.
+// How operands of a product become panels of f32 (cpu/kernels/gemm_tile.h). Columns are [number, line]: lines of the source are transposed in
+// registers, rows that hold a number of each line are copied; lines that a panel has no use for are zeros. Of rows, lines are copied
+// as they lie.
 #pragma once
 #include "cpu/gemm.h"
+#include "cpu/kernels/gemm_tile.h"
 #include "cpu/simd.h"
 
 #ifdef DEEM_ISA
@@ -45,36 +47,35 @@ DEEM_INLINE void interleave(const T* const (&line)[W], int64_t length, float* to
     for (int i = 0; i < W; i++) to[p * W + i] = line[i] ? load(line[i] + p) : 0.0f;
 }
 
-// `length` numbers of a row, zeros where it is null.
+// `length` numbers of a row.
 template <class T>
 DEEM_INLINE void widen(const T* row, int64_t length, float* to) {
   int64_t i = 0;
-  if (row) {
-    for (; i + kLanes <= length; i += kLanes) store_vec(to + i, load_vec(row + i));
-    for (; i < length; i++) to[i] = load(row + i);
-  } else {
-    for (; i < length; i++) to[i] = 0.0f;
-  }
+  for (; i + kLanes <= length; i += kLanes) store_vec(to + i, load_vec(row + i));
+  if (i < length) store_part(to + i, load_part(row + i, length - i), length - i);
+}
+DEEM_INLINE void clear(float* to, int64_t length) {
+  int64_t i = 0;
+  for (; i + kLanes <= length; i += kLanes) store_vec(to + i, Vec{});
+  if (i < length) store_part(to + i, Vec{}, length - i);
 }
 
-// A tap's way over the output pixels.
-template <class T>
-struct Tap {
+// Where the windows of a convolution lie in the picture. A row of a window's taps is a run of kw * in numbers in a row of the picture.
+struct Windows {
   const ConvSizes& c;
-  const T* data;
-  int64_t dy, dx;              // of the tap
   int64_t image, row, column;  // the output pixel
 
-  DEEM_INLINE Tap(const PackSource& s, int64_t tap, int64_t pixel) : c(*s.conv), data((const T*)s.data) {
-    dy = tap / c.kw - c.pad_top, dx = tap % c.kw - c.pad_left;
+  DEEM_INLINE Windows(const ConvSizes& c, int64_t pixel) : c(c) {
     const int64_t area = c.oh * c.ow;
     image = pixel / area, row = pixel % area / c.ow, column = pixel % c.ow;
   }
-  // Channel 0 of what lies under the tap; null outside.
-  DEEM_INLINE const T* at() const {
-    const int64_t y = row * c.stride + dy, x = column * c.stride + dx;
-    return y < 0 || y >= c.h || x < 0 || x >= c.w ? nullptr : data + ((image * c.h + y) * c.w + x) * c.in;
+  // The row of the picture under a row of taps, in all of them; -1 outside.
+  DEEM_INLINE int64_t picture_row(int64_t kh) const {
+    const int64_t y = row * c.stride - c.pad_top + kh;
+    return y < 0 || y >= c.h ? -1 : image * c.h + y;
   }
+  // The number in that row where the taps begin; it may lie before the row.
+  DEEM_INLINE int64_t begin() const { return (column * c.stride - c.pad_left) * c.in; }
   DEEM_INLINE void step() {
     if (++column < c.ow) return;
     column = 0;
@@ -83,14 +84,64 @@ struct Tap {
   }
 };
 
-// Lines first..first + lines of a source, numbers begin..begin + length of each, as panels of `height` lines with room for W.
+// Lines first..first + lines of a source, numbers begin..begin + length of each, as panels of `height` lines, `stride` apart.
 using Pack = void (*)(const PackSource&, int64_t height, int64_t first, int64_t lines, int64_t begin, int64_t length,
-                      float* to);
+                      float* to, int64_t stride);
+
+// ---- panels of rows, by line ----------------------------------------------------------------------------------------
+
+// Numbers p..p + length of a line whose number 0 belongs at `to`; zeros where `from` is null.
+template <class T>
+DEEM_INLINE void place(const T* from, int64_t p, int64_t length, float* to) {
+  float* at = to + p / kLanes * (kRows * kLanes);
+  if (const int64_t in = p % kLanes; in != 0) {
+    const int64_t count = min(kLanes - in, length);
+    store_part(at + in, from ? load_part(from, count) : Vec{}, count);
+    if (from) from += count;
+    length -= count, at += kRows * kLanes;
+  }
+  if (from)
+    for (; length >= kLanes; length -= kLanes, from += kLanes, at += kRows * kLanes) store_vec(at, load_vec(from));
+  else
+    for (; length >= kLanes; length -= kLanes, at += kRows * kLanes) store_vec(at, Vec{});
+  if (length > 0) store_part(at, from ? load_part(from, length) : Vec{}, length);
+}
+
+template <class T>
+static void pack_lines_by_line(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
+                               int64_t length, float* to, int64_t stride) {
+  for (int64_t panel = 0; panel < lines; panel += height, to += stride)
+    for (int64_t i = 0; i < min(height, lines - panel); i++)
+      place((const T*)s.data + (first + panel + i) * s.stride + begin, 0, length, to + i * kLanes);
+}
+
+template <class T>
+static void pack_patches_by_line(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
+                                 int64_t length, float* to, int64_t stride) {
+  const ConvSizes& c = *s.conv;
+  const int64_t taps = c.kw * c.in, width = c.w * c.in;  // numbers of a row of taps, and of the picture
+  Windows window(c, first);
+  for (int64_t panel = 0; panel < lines; panel += height, to += stride)
+    for (int64_t i = 0; i < min(height, lines - panel); i++, window.step()) {
+      float* line = to + i * kLanes;
+      int64_t kh = begin / taps, at = begin % taps;  // the row of taps, and the number in it
+      for (int64_t p = 0, run; p < length; p += run, kh++, at = 0) {
+        run = min(taps - at, length - p);
+        const int64_t row = window.picture_row(kh), x = window.begin() + at;
+        const int64_t from = row < 0 ? run : min(run, max<int64_t>(0, -x)), end = max(from, min(run, width - x));
+        if (from > 0) place<T>(nullptr, p, from, line);
+        if (from < end) place((const T*)s.data + row * width + x + from, p + from, end - from, line);
+        if (end < run) place<T>(nullptr, p + end, run - end, line);
+      }
+    }
+}
+
+// ---- panels by number -----------------------------------------------------------------------------------------------
 
 template <class T, int W>
 static void pack_lines(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin, int64_t length,
-                       float* to) {
-  for (int64_t panel = 0; panel < lines; panel += height, to += length * W) {
+                       float* to, int64_t stride) {
+  for (int64_t panel = 0; panel < lines; panel += height, to += stride) {
     const T* line[W];
     for (int i = 0; i < W; i++)
       line[i] = i < min(height, lines - panel) ? (const T*)s.data + (first + panel + i) * s.stride + begin : nullptr;
@@ -98,97 +149,100 @@ static void pack_lines(const PackSource& s, int64_t height, int64_t first, int64
   }
 }
 
-// A panel of output pixels at a time. Where all of a panel's windows are inside from left to right, a row of taps is one run.
-template <class T, int W>
-static void pack_patch_lines(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
-                             int64_t length, float* to) {
-  const ConvSizes& c = *s.conv;
-  const int64_t row = c.kw * c.in;  // of taps
-  for (int64_t panel = 0; panel < lines; panel += height, to += length * W) {
-    const int64_t count = min(height, lines - panel);
-    int64_t y[W], x[W], offset[W];  // of the first tap
-    bool inside = true;
-    Tap<T> window(s, 0, first + panel);
-    for (int i = 0; i < count; i++, window.step()) {
-      y[i] = window.row * c.stride - c.pad_top, x[i] = window.column * c.stride - c.pad_left;
-      offset[i] = ((window.image * c.h + y[i]) * c.w + x[i]) * c.in;
-      inside = inside && x[i] >= 0 && x[i] + c.kw <= c.w;
-    }
-    int64_t kh = begin / row, at = begin % row;  // the tap's row, and the number in it
-    for (int64_t p = 0, run; p < length; p += run) {
-      const int64_t kw = at / c.in;
-      run = min(inside ? row - at : c.in - at % c.in, length - p);
-      const T* line[W];
-      for (int i = 0; i < W; i++) {
-        const bool seen =
-            i < count && y[i] + kh >= 0 && y[i] + kh < c.h && (inside || (x[i] + kw >= 0 && x[i] + kw < c.w));
-        line[i] = seen ? (const T*)s.data + offset[i] + kh * c.w * c.in + at : nullptr;
-      }
-      interleave<W>(line, run, to + p * W);
-      at += run;
-      if (at == row) at = 0, kh++;
-    }
-  }
-}
-
 // Row p, from line `first` on.
-template <class T, Packing P>
+template <class T, bool kTaps>
 DEEM_INLINE const T* row_of(const PackSource& s, int64_t first, int64_t p) {
-  if constexpr (P == Packing::rows) return (const T*)s.data + p * s.stride + first;
+  if constexpr (!kTaps) return (const T*)s.data + p * s.stride + first;
   const ConvSizes& c = *s.conv;
   const int64_t taps = c.kh * c.kw, tap = taps - 1 - p / c.out;
   return (const T*)s.data + (p % c.out * taps + tap) * c.in + first;
 }
 
-template <class T, Packing P, int W>
-static void pack_by_row(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
-                        int64_t length, float* to) {
-  // They lie far apart, where the hardware does not look ahead.
-  const int64_t rows_at_once = P == Packing::patch_rows ? max<int64_t>(length, 1) : 16;
-  for (int64_t from = 0; from < length; from += rows_at_once) {
-    const int64_t end = min(length, from + rows_at_once);
-    for (int64_t p = from; p < end && P != Packing::patch_rows && end < length; p++) {
-      const T* next = row_of<T, P>(s, first, begin + min(p + rows_at_once, length - 1));
+template <class T, bool kTaps, int W>
+static void pack_rows(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin, int64_t length,
+                      float* to, int64_t stride) {
+  constexpr int64_t kAtOnce = 16;  // rows; they lie far apart, where the hardware does not look ahead
+  for (int64_t from = 0; from < length; from += kAtOnce) {
+    const int64_t end = min(length, from + kAtOnce);
+    for (int64_t p = from; p < end && end < length; p++) {
+      const T* next = row_of<T, kTaps>(s, first, begin + min(p + kAtOnce, length - 1));
       for (int64_t i = 0; i < lines; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(next + i);
     }
     for (int64_t panel = 0; panel < lines; panel += height) {
       const int64_t count = min(height, lines - panel);
-      float* at = to + panel / height * (length * W) + from * W;
-      if constexpr (P == Packing::patch_rows) {
-        const int64_t in = s.conv->in;
-        for (int64_t i = 0, run; i < count; i += run) {
-          const int64_t tap = (first + panel + i) / in, channel = (first + panel + i) % in;
-          run = min(in - channel, count - i);
-          Tap<T> under(s, tap, begin + from);
-          for (int64_t p = from; p < end; p++, under.step()) {
-            const T* pixel = under.at();
-            if (run == W) widen(pixel ? pixel + channel : nullptr, W, at + (p - from) * W);
-            else widen(pixel ? pixel + channel : nullptr, run, at + (p - from) * W + i);
-          }
-        }
-      } else {
-        for (int64_t p = from; p < end; p++) {
-          const T* row = row_of<T, P>(s, first, begin + p) + panel;
-          // Where there are more lines, also those beyond the panel's own, which nobody reads.
-          if (panel + W <= lines) widen(row, W, at + (p - from) * W);
-          else widen(row, count, at + (p - from) * W);
-        }
-        if (panel + W <= lines) continue;
+      float* at = to + panel / height * stride;
+      for (int64_t p = from; p < end; p++) {
+        const T* row = row_of<T, kTaps>(s, first, begin + p) + panel;
+        // Where there are more lines, also those beyond the panel's own, which nobody reads.
+        if (panel + W <= lines) widen(row, W, at + p * W);
+        else widen(row, count, at + p * W), clear(at + p * W + count, W - count);
       }
-      for (int64_t p = from; p < end; p++)
-        for (int64_t i = count; i < W; i++) at[(p - from) * W + i] = 0.0f;
     }
   }
 }
 
+// A row of output pixels at a time, of which each panel takes the numbers under its taps.
 template <class T, int W>
-DEEM_INLINE Pack pack_of(Packing packing) {
-  switch (packing) {
-    case Packing::lines: return pack_lines<T, W>;
-    case Packing::rows: return pack_by_row<T, Packing::rows, W>;
-    case Packing::patch_lines: return pack_patch_lines<T, W>;
-    case Packing::patch_rows: return pack_by_row<T, Packing::patch_rows, W>;
-    case Packing::tap_rows: return pack_by_row<T, Packing::tap_rows, W>;
+static void pack_patches(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
+                         int64_t length, float* to, int64_t stride) {
+  const ConvSizes& c = *s.conv;
+  const int64_t taps = c.kw * c.in, width = c.w * c.in, step = c.stride * c.in;
+  Windows window(c, begin);
+  for (int64_t p = 0, run; p < length; p += run, to += run * W) {
+    run = min(c.ow - window.column, length - p);
+    for (int64_t panel = 0; panel < lines; panel += height) {
+      const int64_t count = min(height, lines - panel);
+      float* at = to + panel / height * stride;
+      for (int64_t i = 0, part; i < count; i += part) {
+        const int64_t kh = (first + panel + i) / taps, number = (first + panel + i) % taps;
+        part = min(taps - number, count - i);
+        const int64_t row = window.picture_row(kh);
+        int64_t x = row < 0 ? width : window.begin() + number;
+        const T* from = (const T*)s.data + row * width + x;
+        float* pixel = at + i;
+        for (int64_t q = 0; q < run;) {
+          // Pixels whose numbers are all inside, or one that has zeros.
+          const int64_t whole = x < 0 || x + part > width ? 0 : min(run - q, (width - part - x) / step + 1);
+          if (part == W)
+            for (int64_t r = 0; r < whole; r++) widen(from + r * step, W, pixel + r * W);
+          else
+            for (int64_t r = 0; r < whole; r++) widen(from + r * step, part, pixel + r * W);
+          if (whole == 0) {
+            const int64_t begins = min(part, max<int64_t>(0, -x)), ends = max(begins, min(part, width - x));
+            clear(pixel, begins);
+            widen(from + begins, ends - begins, pixel + begins);
+            clear(pixel + ends, part - ends);
+          }
+          const int64_t done = max<int64_t>(whole, 1);
+          q += done, x += done * step, from += done * step, pixel += done * W;
+        }
+      }
+      if (count < W)
+        for (int64_t q = 0; q < run; q++) clear(at + q * W + count, W - count);
+    }
+    window.column += run - 1;
+    window.step();
+  }
+}
+
+// ---- which ----------------------------------------------------------------------------------------------------------
+
+template <class T>
+DEEM_INLINE Pack pack_of(RowsOf rows) {
+  switch (rows) {
+    case RowsOf::lines: return pack_lines_by_line<T>;
+    case RowsOf::across: return pack_rows<T, false, kRowSpan>;
+    case RowsOf::patches: return pack_patches_by_line<T>;
+  }
+  return nullptr;
+}
+template <class T>
+DEEM_INLINE Pack pack_of(ColumnsOf columns) {
+  switch (columns) {
+    case ColumnsOf::lines: return pack_lines<T, kCols>;
+    case ColumnsOf::across: return pack_rows<T, false, kCols>;
+    case ColumnsOf::patches: return pack_patches<T, kCols>;
+    case ColumnsOf::taps: return pack_rows<T, true, kCols>;
   }
   return nullptr;
 }

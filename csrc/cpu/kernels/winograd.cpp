@@ -1,0 +1,187 @@
+// Each thread takes blocks of tiles; of a block, the 16 matrix products of a group of output channels wait for their transformation in the
+// second-level cache.
+#include "cpu/winograd.h"
+
+#include "core/memory.h"
+#include "cpu/kernels/gemm_pack.h"
+#include "cpu/kernels/gemm_tile.h"
+#include "cpu/kernels/winograd_tiles.h"
+
+namespace deem::DEEM_ISA {
+
+constexpr int64_t kBlock = 126 / kRows;  // panels of tiles of a block
+constexpr int64_t kGroup = 64 / kCols;   // panels of output channels whose products wait for their transformation
+constexpr int64_t kDepth = 512;          // channels of a run of products
+
+struct Plan {
+  const WinogradArgs& a;
+  const Tiles tiles;
+  int64_t panels, panels_b;           // of tiles and of output channels
+  int64_t blocks, block, depth;       // block: panels, at most
+  int64_t u_point, v_point, m_point;  // from one of the 16 points to the next
+  float *u, *bias;                    // transformed weights [point, panel, in, kCols]; [panels_b * kCols]
+
+  DEEM_INLINE explicit Plan(const WinogradArgs& a) : a(a), tiles(a.s) {}
+};
+
+static Plan plan_of(const WinogradArgs& a, int64_t threads) {
+  const ConvSizes& s = a.s;
+  Plan p(a);
+  p.panels = ceil_div(p.tiles.count, kRows), p.panels_b = ceil_div(s.out, kCols);
+  p.blocks = min(p.panels, ceil_div(ceil_div(p.panels, kBlock), threads) * threads);
+  p.block = ceil_div(p.panels, p.blocks);
+  p.depth = ceil_div(ceil_div(s.in, ceil_div(s.in, kDepth)), kLanes) * kLanes;
+  p.u_point = p.panels_b * s.in * kCols + kGap;
+  p.v_point = p.block * s.in * kRows + kGap;
+  p.m_point = p.block * kGroup * kTile + kGap;
+  return p;
+}
+
+// ---- transformations ------------------------------------------------------------------------------------------------
+
+// G g G^T, point by point.
+template <class F>
+DEEM_INLINE void transform_taps(const Vec (&g)[3][3], F&& to) {
+  Vec t[kSide][3];
+#pragma GCC unroll 3
+  for (int j = 0; j < 3; j++) {
+    const Vec ends = 0.5f * (g[0][j] + g[2][j]), middle = 0.5f * g[1][j];
+    t[0][j] = g[0][j], t[1][j] = ends + middle, t[2][j] = ends - middle, t[3][j] = g[2][j];
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kSide; i++) {
+    const Vec ends = 0.5f * (t[i][0] + t[i][2]), middle = 0.5f * t[i][1];
+    to(i * kSide, t[i][0]), to(i * kSide + 1, ends + middle), to(i * kSide + 2, ends - middle);
+    to(i * kSide + 3, t[i][2]);
+  }
+}
+
+// Of panel j of output channels, input channels c..c + kLanes.
+template <class T>
+static void transform_weights(const Plan& p, int64_t j, int64_t c) {
+  const ConvSizes& s = p.a.s;
+  float* u = p.u + (j * s.in + c) * kCols;
+  for (int64_t v = 0; v < kVecs; v++) {
+    const int64_t first = j * kCols + v * kLanes, count = max<int64_t>(0, min(kLanes, s.out - first));
+    Vec g[3][3];
+    if (p.a.back) {
+      for (int64_t i = 0; i < kLanes; i++) {
+        const T* w = (const T*)p.a.weight + (c + i) * 9 * s.out + first;
+        for (int t = 0; t < 9; t++)
+          g[2 - t / 3][2 - t % 3] = count == kLanes ? load_vec(w + t * s.out) : load_part(w + t * s.out, count);
+        transform_taps(g, [&](int point, Vec x) { store_vec(u + point * p.u_point + i * kCols + v * kLanes, x); });
+      }
+      continue;
+    }
+    Vec points[kPoints][kLanes];
+    for (int64_t i = 0; i < kLanes; i++) {
+      const T* w = (const T*)p.a.weight + (first + i) * 9 * s.in + c;
+      for (int t = 0; t < 9; t++) g[t / 3][t % 3] = i < count ? load_vec(w + t * s.in) : Vec{};
+      transform_taps(g, [&](int point, Vec x) { points[point][i] = x; });
+    }
+    for (int point = 0; point < kPoints; point++) {
+      transpose(points[point]);
+      for (int64_t i = 0; i < kLanes; i++) store_vec(u + point * p.u_point + i * kCols + v * kLanes, points[point][i]);
+    }
+  }
+}
+
+// `count` tiles from `first` on, to v: panels by line (gemm_tile.h), for every point.
+template <class T>
+static void transform_picture(const Plan& p, int64_t first, int64_t count, float* v) {
+  const ConvSizes& s = p.a.s;
+  for (int64_t at = 0; at < count; at++) {
+    const TilePicture<T> picture(s, p.tiles, first + at, p.a.x);
+    float* to = v + at / kRows * s.in * kRows + at % kRows * kLanes;
+    for (int64_t c = 0; c < s.in; c += kLanes, to += kRows * kLanes)
+      picture.template transform<true>(c, kLanes, [&](int point, Vec x) { store_vec(to + point * p.v_point, x); });
+  }
+}
+
+// A^T m A + bias of `count` tiles from `first` on, in panels j..j + group of output channels.
+template <class T>
+static void transform_products(const Plan& p, int64_t first, int64_t count, int64_t j, int64_t group, const float* m) {
+  const ConvSizes& s = p.a.s;
+  for (int64_t at = 0; at < count; at++) {
+    const int64_t tile = first + at, y = p.tiles.y(tile), x = p.tiles.x(tile);
+    const bool below = y + 1 < s.oh, right = x + 1 < s.ow;
+    for (int64_t c = 0; c < group * kCols && j * kCols + c < s.out; c += kLanes) {
+      const float* from = m + (at / kRows * kGroup + c / kCols) * kTile + at % kRows * kCols + c % kCols;
+      const int64_t channel = j * kCols + c, lanes = min(kLanes, s.out - channel);
+      Vec t[kOutSide][kSide];
+#pragma GCC unroll 4
+      for (int i = 0; i < kSide; i++) {
+        Vec e[kSide];
+#pragma GCC unroll 4
+        for (int k = 0; k < kSide; k++) e[k] = load_vec(from + (k * kSide + i) * p.m_point);
+        t[0][i] = e[0] + e[1] + e[2], t[1][i] = e[1] - e[2] - e[3];
+      }
+      const Vec bias = load_vec(p.bias + channel);
+      T* to = (T*)p.a.y + ((p.tiles.image(tile) * s.oh + y) * s.ow + x) * s.out + channel;
+      auto put = [&](T * at, Vec v) __attribute__((always_inline)) {
+        if constexpr (sizeof(T) == 4) return store_part(at, v, lanes);
+        else
+          for (int64_t i = 0; i < lanes; i++) store(at + i, v[i]);
+      };
+#pragma GCC unroll 2
+      for (int i = 0; i < kOutSide; i++) {
+        if (i == 1 && !below) break;
+        put(to + i * s.ow * s.out, t[i][0] + t[i][1] + t[i][2] + bias);
+        if (right) put(to + i * s.ow * s.out + s.out, t[i][1] - t[i][2] - t[i][3] + bias);
+      }
+    }
+  }
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
+
+// own: [kPoints] of v_point, then of m_point.
+template <class T>
+static void convolve_block(const Plan& p, int64_t index, float* own) {
+  const int64_t in = p.a.s.in, begin = p.panels * index / p.blocks, panels = p.panels * (index + 1) / p.blocks - begin;
+  const int64_t first = begin * kRows, count = min(panels * kRows, p.tiles.count - first);
+  float *v = own, *m = own + kPoints * p.v_point;
+  transform_picture<T>(p, first, count, v);
+  for (int64_t j = 0; j < p.panels_b; j += kGroup) {
+    const int64_t group = min(kGroup, p.panels_b - j);
+    for (int64_t point = 0; point < kPoints; point++)
+      for (int64_t c = 0; c < in; c += p.depth)
+        for (int64_t g = 0; g < group; g++)
+          for (int64_t i = 0; i < panels; i++) {
+            float* to = m + point * p.m_point + (i * kGroup + g) * kTile;
+            tile_of<Rows::by_line>(min<int64_t>(kRows, count - i * kRows), kCols)(
+                min(p.depth, in - c), v + point * p.v_point + (i * in + c) * kRows,
+                p.u + point * p.u_point + ((j + g) * in + c) * kCols, c > 0 ? to : nullptr, kCols, to, kCols);
+          }
+    transform_products<T>(p, first, count, j, group, m);
+  }
+}
+
+static void winograd(const WinogradArgs& a) {
+  const int64_t threads = num_threads();
+  Plan p = plan_of(a, threads);
+  const int64_t own = kPoints * (p.v_point + p.m_point), padded = p.panels_b * kCols;
+  const size_t bytes = size_t(padded + kPoints * p.u_point + threads * own) * sizeof(float);
+  p.bias = (float*)allocate(bytes);
+  p.u = p.bias + padded;
+  dispatch_float(a.s.dtype, "conv2d", [&]<class T>(T) {
+    clear(p.bias, padded);
+    if (a.bias) widen((const T*)a.bias, a.s.out, p.bias);
+    const int64_t chunks = a.s.in / kLanes, all = p.panels_b * chunks;
+    parallel_phases(
+        threads,
+        [&](int64_t t) {
+          for (int64_t i = all * t / threads; i < all * (t + 1) / threads; i++)
+            transform_weights<T>(p, i / chunks, i % chunks * kLanes);
+        },
+        [&](int64_t t) {
+          for (int64_t i = p.blocks * t / threads; i < p.blocks * (t + 1) / threads; i++)
+            convolve_block<T>(p, i, p.u + kPoints * p.u_point + t * own);
+        });
+  });
+  release(p.bias, bytes);
+}
+
+static const Register r{winograd_kernel, Device::cpu, winograd};
+
+}  // namespace deem::DEEM_ISA
