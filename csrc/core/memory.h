@@ -23,6 +23,11 @@ inline size_t size_class(size_t bytes, size_t smallest) {
   return (bytes + step - 1) / step * step;
 }
 
+// For scratch memory of kernels, whose sizes are many: shapes share a few blocks. What is not used is not touched.
+[[gnu::always_inline]] inline size_t scratch_size(size_t bytes) {
+  return bytes < 2 ? 1 : size_t(1) << (64 - __builtin_clzl(bytes - 1));
+}
+
 void* allocate(size_t bytes);  // throws OutOfMemory; never returns null, also for 0 bytes
 void release(void* block, size_t bytes) noexcept;
 

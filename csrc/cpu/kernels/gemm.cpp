@@ -184,7 +184,7 @@ static void packed_gemm(const PackedGemmArgs& g) {
   // Scratch memory: bias, sums of parts that c cannot hold, and of each team its panels.
   const int64_t bias = g.bias ? p.panels_b * kCols : 0, need = shared_numbers(p) + of_team * own_numbers(p);
   const int64_t sums = parts > 1 && g.c_dtype != DType::f32 ? g.m * g.n : 0;
-  const size_t bytes = size_t(bias + teams * (sums + need)) * sizeof(float);
+  const size_t bytes = scratch_size(size_t(bias + teams * (sums + need)) * sizeof(float));
   float* room = (float*)allocate(bytes);
   if (g.bias) {
     dispatch_float(g.dtype, "matmul", [&]<class T>(T) { widen((const T*)g.bias, g.n, room); });

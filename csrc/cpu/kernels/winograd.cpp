@@ -1,5 +1,5 @@
-// Each thread takes blocks of tiles; of a block, the 16 matrix products of a group of output channels wait for their transformation in the
-// second-level cache.
+// Input channels are taken in slices, whose transformed weights stay in the last cache. Of a slice, each thread takes blocks of tiles; of a
+// block, the 16 matrix products of a group of output channels wait for their transformation in the second-level cache.
 #include "cpu/winograd.h"
 
 #include "core/memory.h"
@@ -11,15 +11,19 @@ namespace deem::DEEM_ISA {
 
 constexpr int64_t kBlock = 126 / kRows;  // panels of tiles of a block
 constexpr int64_t kGroup = 64 / kCols;   // panels of output channels whose products wait for their transformation
-constexpr int64_t kDepth = 512;          // channels of a run of products
+constexpr int64_t kDepth = 512;          // channels of a slice, at most
+constexpr int64_t kWeights = 1 << 22;    // transformed weights of a slice, about
 
 struct Plan {
   const WinogradArgs& a;
   const Tiles tiles;
   int64_t panels, panels_b;           // of tiles and of output channels
-  int64_t blocks, block, depth;       // block: panels, at most
+  int64_t blocks, block;              // block: panels, at most
+  int64_t slice, begin = 0, depth;    // channels begin..begin + depth are at work, of a slice
   int64_t u_point, v_point, m_point;  // from one of the 16 points to the next
-  float *u, *bias;                    // transformed weights [point, panel, in, kCols]; [panels_b * kCols]
+  float* u;                           // transformed weights [point, panel, depth, kCols]
+  float* bias;                        // [panels_b * kCols]
+  float* sums;                        // like y, of the slices before; y itself where that is f32
 
   DEEM_INLINE explicit Plan(const WinogradArgs& a) : a(a), tiles(a.s) {}
 };
@@ -30,9 +34,10 @@ static Plan plan_of(const WinogradArgs& a, int64_t threads) {
   p.panels = ceil_div(p.tiles.count, kRows), p.panels_b = ceil_div(s.out, kCols);
   p.blocks = min(p.panels, ceil_div(ceil_div(p.panels, kBlock), threads) * threads);
   p.block = ceil_div(p.panels, p.blocks);
-  p.depth = ceil_div(ceil_div(s.in, ceil_div(s.in, kDepth)), kLanes) * kLanes;
-  p.u_point = p.panels_b * s.in * kCols + kGap;
-  p.v_point = p.block * s.in * kRows + kGap;
+  const int64_t most = max<int64_t>(128, min(kDepth, kWeights / (kPoints * p.panels_b * kCols)));
+  p.slice = ceil_div(ceil_div(s.in, ceil_div(s.in, most)), kLanes) * kLanes;
+  p.u_point = p.panels_b * p.slice * kCols + kGap;
+  p.v_point = p.block * p.slice * kRows + kGap;
   p.m_point = p.block * kGroup * kTile + kGap;
   return p;
 }
@@ -56,11 +61,12 @@ DEEM_INLINE void transform_taps(const Vec (&g)[3][3], F&& to) {
   }
 }
 
-// Of panel j of output channels, input channels c..c + kLanes.
+// Of panel j of output channels, channels c..c + kLanes of the slice.
 template <class T>
 static void transform_weights(const Plan& p, int64_t j, int64_t c) {
   const ConvSizes& s = p.a.s;
-  float* u = p.u + (j * s.in + c) * kCols;
+  float* u = p.u + (j * p.depth + c) * kCols;
+  c += p.begin;
   for (int64_t v = 0; v < kVecs; v++) {
     const int64_t first = j * kCols + v * kLanes, count = max<int64_t>(0, min(kLanes, s.out - first));
     Vec g[3][3];
@@ -92,16 +98,17 @@ static void transform_picture(const Plan& p, int64_t first, int64_t count, float
   const ConvSizes& s = p.a.s;
   for (int64_t at = 0; at < count; at++) {
     const TilePicture<T> picture(s, p.tiles, first + at, p.a.x);
-    float* to = v + at / kRows * s.in * kRows + at % kRows * kLanes;
-    for (int64_t c = 0; c < s.in; c += kLanes, to += kRows * kLanes)
+    float* to = v + at / kRows * p.depth * kRows + at % kRows * kLanes;
+    for (int64_t c = p.begin; c < p.begin + p.depth; c += kLanes, to += kRows * kLanes)
       picture.template transform<true>(c, kLanes, [&](int point, Vec x) { store_vec(to + point * p.v_point, x); });
   }
 }
 
-// A^T m A + bias of `count` tiles from `first` on, in panels j..j + group of output channels.
+// A^T m A of `count` tiles from `first` on, in panels j..j + group of output channels.
 template <class T>
 static void transform_products(const Plan& p, int64_t first, int64_t count, int64_t j, int64_t group, const float* m) {
   const ConvSizes& s = p.a.s;
+  const bool first_slice = p.begin == 0, last_slice = p.begin + p.depth == s.in;
   for (int64_t at = 0; at < count; at++) {
     const int64_t tile = first + at, y = p.tiles.y(tile), x = p.tiles.x(tile);
     const bool below = y + 1 < s.oh, right = x + 1 < s.ow;
@@ -116,18 +123,19 @@ static void transform_products(const Plan& p, int64_t first, int64_t count, int6
         for (int k = 0; k < kSide; k++) e[k] = load_vec(from + (k * kSide + i) * p.m_point);
         t[0][i] = e[0] + e[1] + e[2], t[1][i] = e[1] - e[2] - e[3];
       }
-      const Vec bias = load_vec(p.bias + channel);
-      T* to = (T*)p.a.y + ((p.tiles.image(tile) * s.oh + y) * s.ow + x) * s.out + channel;
-      auto put = [&](T * at, Vec v) __attribute__((always_inline)) {
-        if constexpr (sizeof(T) == 4) return store_part(at, v, lanes);
-        else
-          for (int64_t i = 0; i < lanes; i++) store(at + i, v[i]);
+      const Vec start = first_slice ? load_vec(p.bias + channel) : Vec{};
+      auto put = [&](int64_t pixel, Vec v) __attribute__((always_inline)) {
+        const int64_t to = pixel * s.out + channel;
+        v += first_slice ? start : load_part(p.sums + to, lanes);
+        if (sizeof(T) == 4 || !last_slice) return store_part(p.sums + to, v, lanes);
+        for (int64_t i = 0; i < lanes; i++) store((T*)p.a.y + to + i, v[i]);
       };
+      const int64_t pixel = (p.tiles.image(tile) * s.oh + y) * s.ow + x;
 #pragma GCC unroll 2
       for (int i = 0; i < kOutSide; i++) {
         if (i == 1 && !below) break;
-        put(to + i * s.ow * s.out, t[i][0] + t[i][1] + t[i][2] + bias);
-        if (right) put(to + i * s.ow * s.out + s.out, t[i][1] - t[i][2] - t[i][3] + bias);
+        put(pixel + i * s.ow, t[i][0] + t[i][1] + t[i][2]);
+        if (right) put(pixel + i * s.ow + 1, t[i][1] - t[i][2] - t[i][3]);
       }
     }
   }
@@ -138,21 +146,18 @@ static void transform_products(const Plan& p, int64_t first, int64_t count, int6
 // own: [kPoints] of v_point, then of m_point.
 template <class T>
 static void convolve_block(const Plan& p, int64_t index, float* own) {
-  const int64_t in = p.a.s.in, begin = p.panels * index / p.blocks, panels = p.panels * (index + 1) / p.blocks - begin;
+  const int64_t begin = p.panels * index / p.blocks, panels = p.panels * (index + 1) / p.blocks - begin;
   const int64_t first = begin * kRows, count = min(panels * kRows, p.tiles.count - first);
   float *v = own, *m = own + kPoints * p.v_point;
   transform_picture<T>(p, first, count, v);
   for (int64_t j = 0; j < p.panels_b; j += kGroup) {
     const int64_t group = min(kGroup, p.panels_b - j);
     for (int64_t point = 0; point < kPoints; point++)
-      for (int64_t c = 0; c < in; c += p.depth)
-        for (int64_t g = 0; g < group; g++)
-          for (int64_t i = 0; i < panels; i++) {
-            float* to = m + point * p.m_point + (i * kGroup + g) * kTile;
-            tile_of<Rows::by_line>(min<int64_t>(kRows, count - i * kRows), kCols)(
-                min(p.depth, in - c), v + point * p.v_point + (i * in + c) * kRows,
-                p.u + point * p.u_point + ((j + g) * in + c) * kCols, c > 0 ? to : nullptr, kCols, to, kCols);
-          }
+      for (int64_t g = 0; g < group; g++)
+        for (int64_t i = 0; i < panels; i++)
+          tile_of<Rows::by_line>(min<int64_t>(kRows, count - i * kRows), p.a.s.out - (j + g) * kCols)(
+              p.depth, v + point * p.v_point + i * p.depth * kRows, p.u + point * p.u_point + (j + g) * p.depth * kCols,
+              nullptr, kCols, m + point * p.m_point + (i * kGroup + g) * kTile, kCols);
     transform_products<T>(p, first, count, j, group, m);
   }
 }
@@ -160,24 +165,30 @@ static void convolve_block(const Plan& p, int64_t index, float* own) {
 static void winograd(const WinogradArgs& a) {
   const int64_t threads = num_threads();
   Plan p = plan_of(a, threads);
-  const int64_t own = kPoints * (p.v_point + p.m_point), padded = p.panels_b * kCols;
-  const size_t bytes = size_t(padded + kPoints * p.u_point + threads * own) * sizeof(float);
+  const int64_t own = kPoints * (p.v_point + p.m_point), padded = p.panels_b * kCols, u = kPoints * p.u_point;
+  const bool in_y = a.s.dtype == DType::f32 || p.slice >= a.s.in;
+  const int64_t sums = in_y ? 0 : a.s.n * a.s.oh * a.s.ow * a.s.out;
+  const size_t bytes = scratch_size(size_t(padded + u + threads * own + sums) * sizeof(float));
   p.bias = (float*)allocate(bytes);
   p.u = p.bias + padded;
+  p.sums = in_y ? (float*)a.y : p.u + u + threads * own;
   dispatch_float(a.s.dtype, "conv2d", [&]<class T>(T) {
     clear(p.bias, padded);
     if (a.bias) widen((const T*)a.bias, a.s.out, p.bias);
-    const int64_t chunks = a.s.in / kLanes, all = p.panels_b * chunks;
-    parallel_phases(
-        threads,
-        [&](int64_t t) {
-          for (int64_t i = all * t / threads; i < all * (t + 1) / threads; i++)
-            transform_weights<T>(p, i / chunks, i % chunks * kLanes);
-        },
-        [&](int64_t t) {
-          for (int64_t i = p.blocks * t / threads; i < p.blocks * (t + 1) / threads; i++)
-            convolve_block<T>(p, i, p.u + kPoints * p.u_point + t * own);
-        });
+    for (; p.begin < a.s.in; p.begin += p.depth) {
+      p.depth = min(p.slice, a.s.in - p.begin);
+      const int64_t chunks = p.depth / kLanes, all = p.panels_b * chunks;
+      parallel_phases(
+          threads,
+          [&](int64_t t) {
+            for (int64_t i = all * t / threads; i < all * (t + 1) / threads; i++)
+              transform_weights<T>(p, i / chunks, i % chunks * kLanes);
+          },
+          [&](int64_t t) {
+            for (int64_t i = p.blocks * t / threads; i < p.blocks * (t + 1) / threads; i++)
+              convolve_block<T>(p, i, p.u + u + t * own);
+          });
+    }
   });
   release(p.bias, bytes);
 }

@@ -112,7 +112,7 @@ static void transform_sums(const Plan& p, int64_t out) {
 
 static void winograd_weights(const WinogradWeightsArgs& a) {
   Plan p = plan_of(a);
-  const size_t bytes = size_t(kPoints * (p.a_point + p.b_point + p.m_point)) * sizeof(float);
+  const size_t bytes = scratch_size(size_t(kPoints * (p.a_point + p.b_point + p.m_point)) * sizeof(float));
   p.dy = (float*)allocate(bytes);
   p.x = p.dy + kPoints * p.a_point, p.m = p.x + kPoints * p.b_point;
   dispatch_float(a.s.dtype, "conv2d", [&]<class T>(T) {
