@@ -20,6 +20,8 @@ static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
 
 // ---- products in f32 whose patches are packed from the picture (cpu/gemm.h) ---------------------------------------------
 
+// Most of a tile would be empty in the gradients.
+static bool few_channels(const ConvSizes& s) { return s.in < 8; }
 static bool packs(const ConvSizes& s) { return s.groups == 1 && !multiplies_short(s.dtype); }
 
 static void packed(const ConvSizes& s, int64_t m, int64_t n, int64_t k, RowsOf rows, const PackSource& a,
@@ -125,7 +127,7 @@ static void product_weights(const ConvWeightsArgs& a) {
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 
-// ---- the rest, groups and the gradient through strides: oneDNN -----------------------------------------------------------
+// ---- the rest, groups and gradients through strides or to a few channels: oneDNN -----------------------------------------
 
 // An operand as f32: itself, or in scratch memory.
 class Wide {
@@ -183,7 +185,7 @@ static void forward(const ConvForwardArgs& a) {
 
 static void data(const ConvDataArgs& a) {
   const ConvSizes& s = a.s;
-  if (packs(s) && s.stride == 1) return packed_data(a);
+  if (packs(s) && s.stride == 1 && !few_channels(s)) return packed_data(a);
   if (few_pixels(s)) return product_data(a);
   Wide dy(a.dy, count_y(s), s.dtype), weight(a.weight, count_weight(s), s.dtype);
   WideResult dx(a.dx, count_x(s), s.dtype);
@@ -192,7 +194,7 @@ static void data(const ConvDataArgs& a) {
 
 static void weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  if (packs(s)) return packed_weights(a);
+  if (packs(s) && !few_channels(s)) return packed_weights(a);
   if (few_pixels(s)) return product_weights(a);
   Wide x(a.x, count_x(s), s.dtype), dy(a.dy, count_y(s), s.dtype);
   WideResult dweight(a.dweight, count_weight(s), s.dtype), dbias(a.dbias, s.out, s.dtype);

@@ -25,7 +25,8 @@ DEEM_INLINE Vec broadcast(const float* p) {
 #endif
 }
 
-// to[M, V * kLanes] = start + a b over `depth`; start is null for zeros. V is kVecs, or less where a panel of b is not full.
+// to[M, V * kLanes] = start + a b over `depth`; start is null for zeros. V is kVecs, or less where a panel of b is not full. Sums begin at zero
+// and are added to `start` at the end: long sums round less in runs.
 template <int M, Rows R, int V>
 static void tile(int64_t depth, const float* a, const float* b, const float* start, int64_t start_stride, float* to,
                  int64_t stride) {
@@ -34,10 +35,10 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
   Vec sum[M][V];
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
-    for (int v = 0; v < V; v++) sum[m][v] = start ? load_vec(start + m * start_stride + v * kLanes) : Vec{};
-  // The tile after this one, which comes next.
-  if (start_stride > 0)
-    for (int i = 0; i < M * kCols; i += 16) __builtin_prefetch(start + kTile + i);
+    for (int v = 0; v < V; v++) sum[m][v] = Vec{};
+  if (start)
+    for (int m = 0; m < M; m++)
+      for (int i = 0; i < V * kLanes; i += 16) __builtin_prefetch(start + m * start_stride + i);
   for (int64_t p = 0; p < depth; p += kRun, a += R == Rows::by_line ? kRows * kLanes : kRowSpan) {
     const int64_t run = kRun == 1 ? 1 : min(kRun, depth - p);
     for (int64_t i = 0; i < run; i++, b += kCols) {
@@ -57,7 +58,10 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
-    for (int v = 0; v < V; v++) store_vec(to + m * stride + v * kLanes, sum[m][v]);
+    for (int v = 0; v < V; v++) {
+      if (start) sum[m][v] += load_vec(start + m * start_stride + v * kLanes);
+      store_vec(to + m * stride + v * kLanes, sum[m][v]);
+    }
 }
 
 using Tile = void (*)(int64_t, const float*, const float*, const float*, int64_t, float*, int64_t);
