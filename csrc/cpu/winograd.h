@@ -1,4 +1,5 @@
-// Convolutions of 3 x 3 in f32 with 4 multiplications a result and channel instead of 9, after Winograd.
+// Convolutions of 3 x 3 in f32 with 4 multiplications a result and channel instead of 9, after Winograd. Results of a tile of 2 x 2 share
+// their sums: a number that is not finite makes NaN of all four, and rounding is as of the largest number near.
 #pragma once
 #include "ops/conv.h"
 
