@@ -65,8 +65,9 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
 }
 
 using Tile = void (*)(int64_t, const float*, const float*, const float*, int64_t, float*, int64_t);
+// static: its address is taken, which DEEM_INLINE alone would make a shared symbol of.
 template <Rows R, int M = kRows>
-DEEM_INLINE Tile tile_of(int64_t rows, int64_t cols) {
+[[gnu::always_inline]] static inline Tile tile_of(int64_t rows, int64_t cols) {
   if constexpr (M > 1)
     if (rows < M) return tile_of<R, M - 1>(rows, cols);
   return cols > kLanes ? tile<M, R, kVecs> : tile<M, R, 1>;
