@@ -77,7 +77,8 @@ test('codes are saved and loaded bit for bit, whatever the dtype of the rest', a
   }
 })
 
-test('a model in few bits is small, and never was large', async (t) => {
+// Serial: the counters are the process's.
+test.serial('a model in few bits is small, and never was large', async (t) => {
   const config = { ...nanoConfig() }
   const llm = { ...(config['llm'] as object), intermediate_size: 16384 }
   const before = memory().current
