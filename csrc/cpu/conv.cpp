@@ -55,7 +55,7 @@ static PackSource picture(const void* x, const ConvSizes& s) { return {x, s.in, 
 static bool winograd(const ConvSizes& s, int64_t fewest_channels) {
   constexpr int64_t kFewestTiles = 64, kManyTiles = 192, kManyWeights = 1 << 18;
   const int64_t tiles = s.n * ((s.oh + 1) / 2) * ((s.ow + 1) / 2), channels = s.in * s.out;
-  return s.kh == 3 && s.kw == 3 && s.stride == 1 && s.in % 16 == 0 && s.in >= 32 && s.out >= 16 &&
+  return s.kh == 3 && s.kw == 3 && s.stride == 1 && s.in % 16 == 0 && s.out >= 16 &&
          channels >= fewest_channels * fewest_channels &&
          tiles >= (channels > kManyWeights ? kManyTiles : kFewestTiles);
 }

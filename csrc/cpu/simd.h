@@ -55,12 +55,12 @@ DEEM_INLINE Vec load_part(const T* p, int64_t count) {
   for (int64_t i = 0; i < count; i++) v[i] = load(p + i);
   return v;
 }
-DEEM_INLINE void store_part(float* p, Vec v, int64_t count) {
+template <class T>
+DEEM_INLINE void store_part(T* p, Vec v, int64_t count) {
 #if DEEM_ISA_INDEX >= 2
-  _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
-#else
-  for (int64_t i = 0; i < count; i++) p[i] = v[i];
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
 #endif
+  for (int64_t i = 0; i < count; i++) store(p + i, v[i]);
 }
 
 template <class T>
@@ -73,6 +73,7 @@ DEEM_INLINE T max(T a, T b) {
 }
 
 DEEM_INLINE int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+DEEM_INLINE int64_t whole_lanes(int64_t n) { return ceil_div(n, kLanes) * kLanes; }
 
 // exp(x), relative error under 1.2e-7; 0 below -86.99, +inf above 88.72, NaN stays NaN. Branch-free, so that loops over it
 // vectorise. n = round(x / ln 2) sits in the low bits of a float whose unit is 1; r = x - n ln 2 with ln 2 in two parts

@@ -51,7 +51,6 @@ DEEM_INLINE void multiply_add([[maybe_unused]] Vec& sum, [[maybe_unused]] const 
 }
 
 DEEM_INLINE int64_t padded(int64_t n) { return (n + 15) & ~int64_t(15); }
-DEEM_INLINE int64_t whole_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 enum class Start { zero, times, add, scale };  // C = AB, C = *factor * AB, C += AB, C = factor[row] * C + AB
 

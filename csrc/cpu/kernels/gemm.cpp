@@ -53,7 +53,7 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   p.height = ceil_div(g.m, p.panels_a);
   p.panels_a = ceil_div(g.m, p.height);
   const int64_t runs = max<int64_t>(1, ceil_div(k, kDepth));
-  p.depth = min(k, ceil_div(ceil_div(k, runs), kLanes) * kLanes);
+  p.depth = min(k, whole_lanes(ceil_div(k, runs)));
   // The smaller operand is shared, unless the other has too few panels for all threads.
   p.share_a =
       g.m <= g.n ? p.panels_b >= threads || p.panels_b >= p.panels_a : p.panels_a < threads && p.panels_b > p.panels_a;
@@ -66,16 +66,14 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   return p;
 }
 
-// Panels are made of whole blocks of kLanes numbers.
-DEEM_INLINE int64_t whole(int64_t depth) { return ceil_div(depth, kLanes) * kLanes; }
 DEEM_INLINE int64_t span(const Product& p, bool a) { return a ? p.span_a : kCols; }
-// Numbers of scratch memory: the shared operand, and of each thread a block and its tiles.
+// Numbers of scratch memory: the shared operand, and of each thread a block and its tiles. Panels are made of whole blocks of kLanes numbers.
 DEEM_INLINE int64_t shared_numbers(const Product& p) {
-  return (p.share_a ? p.panels_a : p.panels_b) * span(p, p.share_a) * whole(p.k);
+  return (p.share_a ? p.panels_a : p.panels_b) * span(p, p.share_a) * whole_lanes(p.k);
 }
 DEEM_INLINE int64_t shared_chunks(const Product& p) { return ceil_div(p.share_a ? p.panels_a : p.panels_b, p.chunk); }
 DEEM_INLINE int64_t block_numbers(const Product& p) {
-  return p.block * span(p, !p.share_a) * whole(shared_chunks(p) > 1 ? p.k : p.depth);
+  return p.block * span(p, !p.share_a) * whole_lanes(shared_chunks(p) > 1 ? p.k : p.depth);
 }
 DEEM_INLINE int64_t own_numbers(const Product& p) { return block_numbers(p) + p.block * p.chunk * kTile; }
 
@@ -84,7 +82,7 @@ static void pack_shared(const Product& p, float* shared, int64_t begin, int64_t 
   const int64_t lines = p.share_a ? p.m : p.n, all = p.share_a ? p.panels_a : p.panels_b;
   const int64_t of_panel = p.share_a ? p.height : kCols, width = span(p, p.share_a);
   for (int64_t at = 0; at < p.k; at += p.depth) {
-    const int64_t depth = min(p.depth, p.k - at), first = begin * of_panel, panel = whole(depth) * width;
+    const int64_t depth = min(p.depth, p.k - at), first = begin * of_panel, panel = whole_lanes(depth) * width;
     (p.share_a ? p.pack_a : p.pack_b)(p.share_a ? p.a : p.b, of_panel, first, min(lines, end * of_panel) - first,
                                       p.begin + at, depth, shared + at * all * width + begin * panel, panel);
   }
@@ -112,7 +110,7 @@ static void one_tile(const Product& p, const Run& r, int64_t i, int64_t j, float
     start = p.bias ? p.bias + col : nullptr;
     start_stride = 0;
   }
-  const int64_t room = whole(r.depth);
+  const int64_t room = whole_lanes(r.depth);
   p.tile(rows, cols)(r.depth, r.a + i * room * p.span_a, r.b + j * room * kCols, start, start_stride,
                      direct ? (float*)c : partial, direct ? p.c_row_stride : kCols);
   if (!r.last || direct) return;
@@ -140,8 +138,8 @@ static void multiply_block(const Product& p, const float* shared, int64_t index,
       if (from == 0)
         (p.share_a ? p.pack_b : p.pack_a)(p.share_a ? p.b : p.a, of_panel, first,
                                           min(lines, first + count * of_panel) - first, p.begin + at, depth, block,
-                                          whole(depth) * width);
-      const float* other = shared + (at * all + from * whole(depth)) * shared_width;
+                                          whole_lanes(depth) * width);
+      const float* other = shared + (at * all + from * whole_lanes(depth)) * shared_width;
       const Run r{depth,
                   p.share_a ? other : block,
                   p.share_a ? block : other,

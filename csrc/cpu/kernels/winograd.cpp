@@ -35,7 +35,7 @@ static Plan plan_of(const WinogradArgs& a, int64_t threads) {
   p.blocks = min(p.panels, ceil_div(ceil_div(p.panels, kBlock), threads) * threads);
   p.block = ceil_div(p.panels, p.blocks);
   const int64_t most = max<int64_t>(128, min(kDepth, kWeights / (kPoints * p.panels_b * kCols)));
-  p.slice = ceil_div(ceil_div(s.in, ceil_div(s.in, most)), kLanes) * kLanes;
+  p.slice = whole_lanes(ceil_div(s.in, ceil_div(s.in, most)));
   p.u_point = p.panels_b * p.slice * kCols + kGap;
   p.v_point = p.block * p.slice * kRows + kGap;
   p.m_point = p.block * kGroup * kTile + kGap;
@@ -100,7 +100,7 @@ static void transform_picture(const Plan& p, int64_t first, int64_t count, float
     const TilePicture<T> picture(s, p.tiles, first + at, p.a.x);
     float* to = v + at / kRows * p.depth * kRows + at % kRows * kLanes;
     for (int64_t c = p.begin; c < p.begin + p.depth; c += kLanes, to += kRows * kLanes)
-      picture.template transform<true>(c, kLanes, [&](int point, Vec x) { store_vec(to + point * p.v_point, x); });
+      picture.transform(c, [&](int point, Vec x) { store_vec(to + point * p.v_point, x); });
   }
 }
 
@@ -127,8 +127,8 @@ static void transform_products(const Plan& p, int64_t first, int64_t count, int6
       auto put = [&](int64_t pixel, Vec v) __attribute__((always_inline)) {
         const int64_t to = pixel * s.out + channel;
         v += first_slice ? start : load_part(p.sums + to, lanes);
-        if (sizeof(T) == 4 || !last_slice) return store_part(p.sums + to, v, lanes);
-        for (int64_t i = 0; i < lanes; i++) store((T*)p.a.y + to + i, v[i]);
+        if (last_slice) store_part((T*)p.a.y + to, v, lanes);
+        else store_part(p.sums + to, v, lanes);
       };
       const int64_t pixel = (p.tiles.image(tile) * s.oh + y) * s.ow + x;
 #pragma GCC unroll 2

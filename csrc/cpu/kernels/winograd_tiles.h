@@ -37,16 +37,15 @@ struct TilePicture {
         at[i][j] = inside ? image + ((top + i) * s.w + left + j) * s.in : nullptr;
       }
   }
-  // B^T d B of channels c..c + count, point by point. kWhole: count is kLanes.
-  template <bool kWhole, class F>
-  DEEM_INLINE void transform(int64_t c, int64_t count, F&& to) const {
+  // B^T d B of channels c..c + kLanes, point by point.
+  template <class F>
+  DEEM_INLINE void transform(int64_t c, F&& to) const {
     Vec d[kSide][kSide];
 #pragma GCC unroll 4
     for (int j = 0; j < kSide; j++) {
       Vec e[kSide];
 #pragma GCC unroll 4
-      for (int i = 0; i < kSide; i++)
-        e[i] = !at[i][j] ? Vec{} : kWhole ? load_vec(at[i][j] + c) : load_part(at[i][j] + c, count);
+      for (int i = 0; i < kSide; i++) e[i] = at[i][j] ? load_vec(at[i][j] + c) : Vec{};
       d[0][j] = e[0] - e[2], d[1][j] = e[1] + e[2], d[2][j] = e[2] - e[1], d[3][j] = e[1] - e[3];
     }
 #pragma GCC unroll 4

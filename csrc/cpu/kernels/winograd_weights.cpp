@@ -1,7 +1,6 @@
 // The transpose of winograd.cpp: G^T [sum over tiles of (A dy A^T) (B^T d B)^T] G. A chunk of tiles is transformed by all threads; then each
 // multiplies its part of the 16 matrices [out, in].
 #include "core/memory.h"
-#include "cpu/kernels/gemm_pack.h"
 #include "cpu/kernels/gemm_tile.h"
 #include "cpu/kernels/winograd_tiles.h"
 #include "cpu/winograd.h"
@@ -67,7 +66,7 @@ static void transform_picture(const Plan& p, int64_t tile, int64_t at) {
   const TilePicture<T> picture(s, p.tiles, tile, p.a.x);
   for (int64_t c = 0; c < s.in; c += kLanes) {
     float* to = p.x + (c / kCols * p.chunk + at) * kCols + c % kCols;
-    picture.template transform<true>(c, kLanes, [&](int point, Vec x) { store_vec(to + point * p.b_point, x); });
+    picture.transform(c, [&](int point, Vec x) { store_vec(to + point * p.b_point, x); });
   }
 }
 
@@ -100,12 +99,7 @@ static void transform_sums(const Plan& p, int64_t out) {
     for (int i = 0; i < 3; i++) {
       const Vec sum = 0.5f * (t[i][1] + t[i][2]);
       const Vec taps[3] = {t[i][0] + sum, 0.5f * (t[i][1] - t[i][2]), sum + t[i][3]};
-      for (int j = 0; j < 3; j++) {
-        T* to = (T*)p.a.dweight + (out * 9 + i * 3 + j) * s.in + c;
-        if constexpr (sizeof(T) == 4) store_vec(to, taps[j]);
-        else
-          for (int64_t k = 0; k < kLanes; k++) store(to + k, taps[j][k]);
-      }
+      for (int j = 0; j < 3; j++) store_part((T*)p.a.dweight + (out * 9 + i * 3 + j) * s.in + c, taps[j], kLanes);
     }
   }
 }
