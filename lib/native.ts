@@ -2,9 +2,9 @@
  * Loads the addon and types all of it. Nothing else imports the `.node` file.
  * Thread binding and waiting are set before the load because libgomp reads them once, when it is mapped.
  */
-import { fileURLToPath } from 'node:url'
-import load from 'node-gyp-build'
+import { createRequire } from 'node:module'
 import { DeemError, type ErrorCode } from './errors.js'
+import { packageRoot } from './root.js'
 
 export type DType = 'f32' | 'bf16' | 'f16' | 'i64' | 'i32' | 'u8'
 const dtypes: readonly string[] = ['f32', 'bf16', 'f16', 'i64', 'i32', 'u8'] satisfies DType[]
@@ -207,8 +207,9 @@ process.env['OMP_PLACES'] ??= 'cores'
 // machine and lose a factor of four where others want the cores too: a thread that spins keeps its core from the one it waits for.
 if (process.env['OMP_WAIT_POLICY'] === undefined) process.env['GOMP_SPINCOUNT'] ??= '5000'
 
-const root = fileURLToPath(new URL('..', import.meta.url))
+// Required, not imported: Node would read all of it first for the names it exports.
+const load = createRequire(import.meta.url)('node-gyp-build') as { (root: string): unknown; path(root: string): string }
 /** The addon in use. */
-export const addonPath: string = load.path(root)
-export const native: Native = load(root) as Native
+export const addonPath: string = load.path(packageRoot)
+export const native: Native = load(packageRoot) as Native
 native.setErrorFactory((code, message) => new DeemError(code, message))

@@ -1,6 +1,5 @@
 // npm run demo: builds what is not built yet, then trains, measures and reports. Flags: see lib/demo/main.ts.
 import { spawnSync } from 'node:child_process'
-import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -13,8 +12,7 @@ function run(script, ...args) {
 }
 
 run('scripts/native.mjs')
-run('node_modules/typescript/bin/tsc', '-p', 'tsconfig.json')
-if (!existsSync(join(root, 'dist/demo/main.js'))) throw new Error('tsc left no dist/demo/main.js')
+run('scripts/ts.mjs')
 
 // In this process, so that Ctrl-C reaches the training once.
 await import('../dist/demo/main.js')

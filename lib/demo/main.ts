@@ -1,11 +1,11 @@
 /** `npm run demo`: a small DEEM from nothing to answers. Everything it makes lies in one folder. */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join, relative } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { Command } from 'commander'
 import { parseConfig } from '../config.js'
 import { DeemError } from '../errors.js'
 import { type ReportData, writeReport } from '../report/index.js'
+import { packageRoot } from '../root.js'
 import { type DemoConfig, demoConfig, quick, readDemoConfig } from './config.js'
 import { denoiserKnowledge, evaluate } from './evaluate.js'
 import { deemConfig } from './parts.js'
@@ -19,7 +19,6 @@ import { trainLanguage } from './stages/language.js'
 import { trainVae } from './stages/vae.js'
 import { makeWorld, type StageResult, type World } from './world.js'
 
-const root = fileURLToPath(new URL('../..', import.meta.url))
 const stageNames = ['vae', 'denoiser', 'language', 'encoder', 'bridges', 'alignment', 'questions', 'evaluation']
 
 interface Flags {
@@ -77,7 +76,7 @@ async function main(flags: Flags): Promise<void> {
   const checked = parseConfig(demoConfig, asked, 'demo')
   const config = flags.quick ? quick(checked) : checked
   const dir =
-    flags.dir ?? join(root, 'runs', `demo${flags.quick ? '-quick' : ''}${flags.feedback ? '' : '-no-feedback'}`)
+    flags.dir ?? join(packageRoot, 'runs', `demo${flags.quick ? '-quick' : ''}${flags.feedback ? '' : '-no-feedback'}`)
   claim(dir, config, flags.feedback)
 
   const stop = new AbortController()
@@ -115,7 +114,7 @@ const program = new Command('demo')
   .option('--quick', 'every stage a few steps long: shows that all runs, not that it learns', false)
   .option('--no-feedback', 'without the consistency loss')
   .option('--dir <folder>', 'where everything is kept (default: runs/demo)')
-  .option('--config <file>', 'sizes and stages', join(root, 'configs/nano.yaml'))
+  .option('--config <file>', 'sizes and stages', join(packageRoot, 'configs/nano.yaml'))
   .option('--seed <n>', 'in place of the seed of the configuration')
   .option('--precision <dtype>', 'f32 or bf16 (with f32 master weights), in place of that of the configuration')
 

@@ -1,7 +1,8 @@
 /** Jinja templates of strangers: rendered beside the program, in bounded time and memory. */
-import { type ChildProcess, fork } from 'node:child_process'
-import { fileURLToPath } from 'node:url'
+import type { ChildProcess } from 'node:child_process'
+import { join } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
+import { packageRoot } from '../root.js'
 
 /** @internal */
 export interface JinjaJob {
@@ -15,7 +16,7 @@ export type JinjaReply = { text: string } | { error: string }
 
 const megabytes = 128
 const longest = 2 ** 20
-const program = fileURLToPath(new URL('./jinja-child.js', import.meta.url))
+const program = join(packageRoot, 'dist/pipeline/jinja-child.js')
 
 /**
  * Renders a template. Throws ERR_FORMAT where it is none, throws itself, writes more than 2^20 characters, or needs more than so many
@@ -29,7 +30,7 @@ export async function renderJinja(
 ): Promise<string> {
   signal?.throwIfAborted()
   const job: JinjaJob = { template, variables, longest, seconds }
-  const child = start()
+  const child = await start()
   let stop: (() => void) | undefined
   let timer: NodeJS.Timeout | undefined
   try {
@@ -52,7 +53,8 @@ export async function renderJinja(
   }
 }
 
-function start(): ChildProcess {
+async function start(): Promise<ChildProcess> {
+  const { fork } = await import('node:child_process') // here: Node takes milliseconds to load it, and most programs need none
   try {
     return fork(program, {
       execArgv: [`--max-old-space-size=${megabytes}`],

@@ -4,7 +4,6 @@ import { causedBy, DeemError } from '../errors.js'
 import { isJsonObject } from '../json.js'
 import { type Engine, guarded, makeEngine } from './engine.js'
 import { addedToken, type TokenizerConfig, type TokenizerJson } from './json.js'
-import { fromSentencePiece } from './sentencepiece.js'
 
 /** The tokens DEEM adds after the vocabulary of the language model, in id order. */
 export const addedTokens = ['<|startofimage|>', '<|sniffer|>', '<ref>', '</ref>', '<box>', '</box>'] as const
@@ -26,6 +25,9 @@ export interface TokenizerOptions {
   /** For files that name no padding token. */
   padId?: number
 }
+
+/** Loads with the first such file: most programs read none. */
+const sentencePiece = async (bytes: Uint8Array) => (await import('./sentencepiece.js')).fromSentencePiece(bytes)
 
 /**
  * Text to ids and back, with DEEM's added tokens.
@@ -88,7 +90,7 @@ export class Tokenizer {
     for (const file of files) {
       const bytes = await readBytes(file)
       if (!bytes) continue
-      const own = file.endsWith('.model') ? fromSentencePiece(bytes) : { json: parsed(bytes, file), config: {} }
+      const own = file.endsWith('.model') ? await sentencePiece(bytes) : { json: parsed(bytes, file), config: {} }
       const beside = join(dirname(file), 'tokenizer_config.json')
       const text = await readBytes(beside)
       const template = await readBytes(join(dirname(file), 'chat_template.jinja'))

@@ -1,5 +1,4 @@
 /** Folders that appear as a whole or not at all. */
-import { randomUUID } from 'node:crypto'
 import { mkdir, readdir, realpath, rename, rm, rmdir, stat } from 'node:fs/promises'
 import { dirname, join, resolve } from 'node:path'
 import { causedBy, DeemError } from '../errors.js'
@@ -15,7 +14,10 @@ export async function writeFolder<T>(
 ): Promise<T> {
   const path = await realpath(target).catch(() => resolve(target))
   await checkFree(path, force)
-  const [fresh, old] = ['new', 'old'].map((kind) => `${path}.${randomUUID().slice(0, 8)}.${kind}`) as [string, string]
+  const [fresh, old] = ['new', 'old'].map((kind) => `${path}.${crypto.randomUUID().slice(0, 8)}.${kind}`) as [
+    string,
+    string,
+  ]
   const made = await inFolder(path, mkdir(fresh, { recursive: true }))
   let result: T
   try {

@@ -213,7 +213,7 @@ const hostile: Record<string, [string, RegExp]> = {
     /string length|128 MB/,
   ],
   'what writes too much': [
-    "{% for a in range(300) %}{% for b in range(300) %}{{ 'xxxxxxxxxxxxxxxxxxxx' }}{% endfor %}{% endfor %}",
+    `{% for a in range(300) %}{{ '${'x'.repeat(4000)}' }}{% endfor %}`,
     /1048576/,
   ],
   'what nests too deep': [`{{ ${'('.repeat(1e5)}1${')'.repeat(1e5)} }}`, /stack|128 MB/],
