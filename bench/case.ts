@@ -76,6 +76,7 @@ export interface OpCase {
   passes?: readonly Pass[]
   precisions?: readonly Precision[]
   random?: boolean
+  unchecked?: readonly Precision[]
 }
 
 /** Forward and backward cases of an operation. Backward reads inputs and the result's gradient once more, and writes gradients. */
@@ -99,5 +100,6 @@ export function opCases(op: OpCase): Case[] {
         : { flops: flops * (1 + backwardFlops), bytes: 2 * (read + written) + gradients }
     },
     ...(op.random && { random: true }),
+    ...(op.unchecked && { unchecked: op.unchecked }),
   }))
 }

@@ -37,9 +37,11 @@ ${row('existence, a vendor it never saw', results.existence.unseen)}
 ${row('background, vendors it trained on', results.background.seen)}
 ${row('background, a vendor it never saw', results.background.unseen)}
 ${row('painted background as asked', results.painted_background)}
+${row('objects that captions name, vendors it trained on', results.captioned_objects.seen)}
+${row('objects that captions name, a vendor it never saw', results.captioned_objects.unseen)}
 
-It knows the ${tokenizer.vocabSize} words of those scenes and nothing else: questions about existence, count and background it answers well, about places,
-orientation and relations hardly better than chance.
+It knows the ${tokenizer.vocabSize} words of those scenes and nothing else: questions about existence, count and background it answers well, about
+places, orientation and relations hardly better than chance.
 `,
 )
 console.log(`${target}: ${size} bytes of weights`)

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "core/device_api.h"
@@ -39,8 +38,7 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
 
 Tensor Tensor::zeros(const Shape& shape, DType dtype, Device device) {
   Tensor t = empty(shape, dtype, device);
-  if (device == Device::cpu) std::memset(t.raw(), 0, t.nbytes());
-  else device_api(device).fill(t.raw(), 0, t.nbytes());
+  device_api(device).fill(t.raw(), 0, t.nbytes());
   return t;
 }
 
@@ -159,34 +157,8 @@ void Tensor::overwrite(const Tensor& from) const {
 
 Tensor Tensor::clone() const {
   Tensor out = empty(shape(), dtype(), device());
-  if (device() != Device::cpu) {
-    if (is_contiguous()) device_api(device()).copy(out.raw(), raw(), nbytes());
-    else copy_into(out, *this);
-    return out;
-  }
-  size_t width = size_of(dtype());
-  if (is_contiguous()) {
-    std::memcpy(out.raw(), raw(), nbytes());
-    return out;
-  }
-  // Odometer over all axes but the last.
-  const Shape &s = shape(), &st = strides();
-  int64_t inner = s.back(), rows = numel() / std::max<int64_t>(inner, 1), step = st.back() * int64_t(width);
-  char* to = static_cast<char*>(out.raw());
-  Shape at = s;
-  std::fill(at.begin(), at.end(), 0);
-  for (int64_t r = 0; r < rows; r++) {
-    int64_t from = 0;
-    for (int i = 0; i + 1 < s.size(); i++) from += at[i] * st[i];
-    const char* src = static_cast<const char*>(raw()) + from * int64_t(width);
-    if (step == int64_t(width)) {
-      std::memcpy(to, src, size_t(inner) * width);
-      to += inner * int64_t(width);
-    } else {
-      for (int64_t c = 0; c < inner; c++, src += step, to += width) std::memcpy(to, src, width);
-    }
-    for (int i = s.size() - 2; i >= 0 && ++at[i] == s[i]; i--) at[i] = 0;
-  }
+  if (is_contiguous()) device_api(device()).copy(out.raw(), raw(), nbytes());
+  else copy_into(out, *this);
   return out;
 }
 

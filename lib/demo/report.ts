@@ -22,6 +22,8 @@ export interface Results {
   existence: Record<'seen' | 'unseen', Rate>
   background: Record<'seen' | 'unseen', Rate>
   painted_background: Rate
+  /** Of the objects there, those that captions name. */
+  captioned_objects: Record<'seen' | 'unseen', Rate>
 }
 
 export function resultsOf({ seen, unseen, paintings }: Evaluation): Results {
@@ -33,6 +35,7 @@ export function resultsOf({ seen, unseen, paintings }: Evaluation): Results {
     existence: both('existence'),
     background: both('background'),
     painted_background: rightBackgrounds(paintings),
+    captioned_objects: { seen: captionRates(seen.captions).recall, unseen: captionRates(unseen.captions).recall },
   }
 }
 

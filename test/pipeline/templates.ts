@@ -212,10 +212,7 @@ const hostile: Record<string, [string, RegExp]> = {
     "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}",
     /string length|128 MB/,
   ],
-  'what writes too much': [
-    `{% for a in range(300) %}{{ '${'x'.repeat(4000)}' }}{% endfor %}`,
-    /1048576/,
-  ],
+  'what writes too much': [`{% for a in range(300) %}{{ '${'x'.repeat(4000)}' }}{% endfor %}`, /1048576/],
   'what nests too deep': [`{{ ${'('.repeat(1e5)}1${')'.repeat(1e5)} }}`, /stack|128 MB/],
   'what reaches for the program': ["{{ ''.constructor.constructor('return process')().exit() }}", /function/],
 }

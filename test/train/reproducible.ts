@@ -159,7 +159,8 @@ test.serial('two half batches, each with half the loss, are one batch but for ro
     t.deepEqual(b, c, `${name} has the same bits every time`)
     const difference = Math.hypot(...(a as Float32Array).map((v, i) => v - (b?.[i] ?? Number.NaN)))
     const length = Math.hypot(...(a as Float32Array))
-    t.true(difference <= 1e-5 * length + 1e-6, `${name}: ${difference} of ${length}`)
+    // Rounding, and what this UNet makes of it: normalising two numbers multiplies by up to 1 / sqrt(eps), 300.
+    t.true(difference <= 5e-5 * length + 1e-6, `${name}: ${difference} of ${length}`)
     if (length > 1e-4) worst = Math.max(worst, difference / length)
   }
   t.log(`largest relative difference of a gradient: ${worst.toExponential(1)}`)

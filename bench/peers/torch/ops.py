@@ -116,7 +116,7 @@ def attention(x, s):
 @functools.lru_cache(maxsize=4)
 def rope_tables(size, dtype, length=2048, base=10000.0):
     with torch.inference_mode(False):
-        angle = torch.arange(length)[:, None] * base ** (-torch.arange(0, size, 2) / size)
+        angle = torch.arange(length)[:, None] * (1.0 / base ** (torch.arange(0, size, 2) / size))  # as published
         angle = torch.cat([angle, angle], -1)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 

@@ -123,6 +123,13 @@ static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t 
   }
 }
 
+constexpr int64_t kAhead = 4;  // keys
+// Rows of one head lie as far apart as all heads together, where the hardware does not look ahead.
+template <class T>
+DEEM_INLINE void ask_for(const T* row, int64_t dim) {
+  for (int64_t i = 0; i < dim; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + i);
+}
+
 // A single query, as a decoding step has it, of all the heads that share one head of keys: keys and values are read once, where
 // they lie.
 template <class T>
@@ -139,9 +146,11 @@ static void single_query(const AttentionArgs& a, int64_t b, int64_t kv, float* s
   }
   for (int64_t t = 0; t < count; t += kKeys) {
     const int64_t block = min<int64_t>(kKeys, count - t);
-    for (int64_t j = 0; j < block; j++)
+    for (int64_t j = 0; j < block; j++) {
+      ask_for(row_of<T>(p.k, b, order[min(t + j + kAhead, count - 1)], kv), dim);
       for (int64_t g = 0; g < group; g++)
         s[g * kKeys + j] = dot(queries + g * ld, row_of<T>(p.k, b, order[t + j], kv), dim);
+    }
     for (int64_t g = 0; g < group; g++) {
       float *row = s + g * kKeys, *o = out + g * ld, best = top[g], sum = 0;
 #pragma omp simd reduction(max : best)
@@ -155,6 +164,7 @@ static void single_query(const AttentionArgs& a, int64_t b, int64_t kv, float* s
       for (int64_t d = 0; d < dim; d++) o[d] *= factor;
     }
     for (int64_t j = 0; j < block; j++) {
+      ask_for(row_of<T>(p.v, b, order[min(t + j + kAhead, count - 1)], kv), dim);
       const T* v = row_of<T>(p.v, b, order[t + j], kv);
       for (int64_t g = 0; g < group; g++) {
         const float weight = s[g * kKeys + j];

@@ -1,5 +1,7 @@
 #include "ops/embedding.h"
 
+#include <cstring>
+
 #include "cpu/simd.h"
 
 namespace deem::DEEM_ISA {
@@ -16,8 +18,7 @@ static void gather(const EmbeddingArgs& a) {
 #pragma omp simd
           for (int64_t i = 0; i < a.cols; i++) store(y + i, load(x + i) + load(more + i));
         } else {
-#pragma omp simd
-          for (int64_t i = 0; i < a.cols; i++) y[i] = x[i];
+          memcpy(y, x, size_t(a.cols) * sizeof(T));
         }
       }
     });

@@ -1,5 +1,7 @@
 #include "ops/resample.h"
 
+#include <cstring>
+
 #include "cpu/simd.h"
 
 namespace deem::DEEM_ISA {
@@ -28,9 +30,7 @@ static void nearest_row(const ResizeNearestArgs& a, int64_t n, int64_t row) {
     const T* x = (const T*)a.x + ((n * a.height + row) * a.width + column) * a.channels;
     for (int64_t i = a.rows[row]; i < a.rows[row + 1]; i++)
       for (int64_t j = a.columns[column]; j < a.columns[column + 1]; j++) {
-        T* y = (T*)a.y + ((n * a.out_height + i) * a.out_width + j) * a.channels;
-#pragma omp simd
-        for (int64_t c = 0; c < a.channels; c++) y[c] = x[c];
+        memcpy((T*)a.y + ((n * a.out_height + i) * a.out_width + j) * a.channels, x, size_t(a.channels) * sizeof(T));
       }
   }
 }
