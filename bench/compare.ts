@@ -56,7 +56,10 @@ export async function compare(
         error = Math.max(...p.map((v, i) => Math.abs(v - (q[i] as number))))
       } else {
         const difference = l2(x.map((v, i) => (v === y[i] ? 0 : v - (y[i] as number)))) // also where both are infinite
-        const size = Math.max(l2(y.map((v) => (Number.isFinite(v) ? v : 0))), name.startsWith('grad.') ? noiseFloor[precision] * all : 0)
+        const size = Math.max(
+          l2(y.map((v) => (Number.isFinite(v) ? v : 0))),
+          name.startsWith('grad.') ? noiseFloor[precision] * all : 0,
+        )
         error = difference === 0 ? 0 : difference / size
       }
     }

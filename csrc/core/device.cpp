@@ -91,10 +91,8 @@ constexpr DeviceApi kCpu{
         [](void* to, const void* from, size_t bytes) {
           in_pieces(bytes, [=](size_t at, size_t n) { std::memcpy((char*)to + at, (const char*)from + at, n); });
         },
-    .fill =
-        [](void* to, int byte, size_t bytes) {
-          in_pieces(bytes, [=](size_t at, size_t n) { std::memset((char*)to + at, byte, n); });
-        },
+    .fill = [](void* to, int byte,
+               size_t bytes) { in_pieces(bytes, [=](size_t at, size_t n) { std::memset((char*)to + at, byte, n); }); },
     .synchronize = [] {},
     .info = cpu_info,
     .select = [](int index) { check<DeviceError>(index == 0, "there is one cpu, number 0, but not ", index); },

@@ -16,8 +16,7 @@ constinit Kernel<SumRowsArgs> sum_rows_kernel{"sum_rows"};
 
 using Indices = std::vector<int64_t>;
 
-// x [rows, C] -> [size, C]: rows added up where their target is equal; negative targets are left out.
-static Tensor sum_rows(const Tensor& x, const Indices& target, int64_t size, int64_t cols) {
+Tensor sum_rows(const Tensor& x, std::span<const int64_t> target, int64_t size, int64_t cols) {
   Indices order;
   for (size_t i = 0; i < target.size(); i++)
     if (target[i] >= 0) order.push_back(int64_t(i));
@@ -104,8 +103,7 @@ Tensor embedding(const Tensor& table_in, const Tensor& ids_in) {
                                     .cols = size[1],
                                     .dtype = table.dtype()});
   return record("embedding", y, {table}, [ids, size](const Tensor& dy, Needs) -> Tensors {
-    auto values = ids.values<int64_t>();
-    return {sum_rows(dy, Indices(values.begin(), values.end()), size[0], size[1])};
+    return {sum_rows(dy, ids.values<int64_t>(), size[0], size[1])};
   });
 }
 

@@ -3,12 +3,12 @@
 
 #include "ops.h"
 #include "ops/device.h"
+#include "ops/embedding.h"
 
 namespace deem {
 
 constinit Kernel<CopyArgs> copy_kernel{"copy"};
 constinit Kernel<GatherRowsArgs> gather_rows_kernel{"gather_rows"};
-constinit Kernel<ScatterRowsArgs> scatter_rows_kernel{"gather_rows_backward"};
 
 void copy_into(const Tensor& to, const Tensor& x) {
   if (x.numel() == 0) return;
@@ -202,11 +202,10 @@ Tensor pad_rows(const Tensor& x, int64_t rows) {
 Tensor gather_rows(const Tensor& x_in, const Tensor& index_in) {
   check<ShapeError>(x_in.ndim() >= 1, "[gather_rows] x needs rows but is a scalar");
   check<DTypeError>(index_in.dtype() == DType::i64, "[gather_rows] index must be i64 but is ", index_in.dtype());
-  Tensor x = contiguous(x_in), index = on_host(index_in);
+  Tensor x = contiguous(x_in), host = on_host(index_in), index = host.to(x.device());
   int64_t rows = x.size(0), count = index.numel();
-  for (int64_t i : index.values<int64_t>())
+  for (int64_t i : host.values<int64_t>())
     check<IndexError>(i >= -1 && i < rows, "[gather_rows] index must be -1..", rows - 1, " but holds ", i);
-  index = index.to(x.device());
   Shape shape = index.shape();
   int64_t cols = 1;
   for (int i = 1; i < x.ndim(); i++) {
@@ -215,10 +214,8 @@ Tensor gather_rows(const Tensor& x_in, const Tensor& index_in) {
   }
   Tensor y = Tensor::empty(shape, x.dtype(), x.device());
   gather_rows_kernel(x.device(), {x.raw(), index.data<int64_t>(), y.raw(), count, cols * int64_t(size_of(x.dtype()))});
-  return record("gather_rows", y, {x}, [=, from = x.shape(), dtype = x.dtype()](const Tensor& dy, Needs) {
-    Tensor dx = Tensor::zeros(from, DType::f32, dy.device());
-    scatter_rows_kernel(dy.device(), {dy.raw(), index.data<int64_t>(), dx.data<float>(), count, cols, dtype});
-    return Tensors{cast(dx, dtype)};
+  return record("gather_rows", y, {x}, [=, from = x.shape()](const Tensor& dy, Needs) {
+    return Tensors{sum_rows(dy, host.values<int64_t>(), rows, cols).view(from, from.contiguous_strides(), 0)};
   });
 }
 

@@ -21,15 +21,6 @@ struct GatherRowsArgs {
 };
 extern Kernel<GatherRowsArgs> gather_rows_kernel;
 
-struct ScatterRowsArgs {
-  const void* dy;
-  const int64_t* index;
-  float* dx;  // zeroed; rows are added in the order of the index
-  int64_t count, cols;
-  DType dtype;  // of dy
-};
-extern Kernel<ScatterRowsArgs> scatter_rows_kernel;
-
 // Fills `to` (any strides) with the elements of x, which has its shape and dtype. Not recorded.
 void copy_into(const Tensor& to, const Tensor& x);
 

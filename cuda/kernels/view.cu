@@ -1,4 +1,4 @@
-// Kernels that move elements, as units of 1 to 16 bytes, and the sum of rows that undoes a gather.
+// Kernels that move elements, as units of 1 to 16 bytes.
 #include "ops/view.h"
 
 #include "cuda/reduce.cuh"
@@ -152,109 +152,9 @@ void gather_rows(const GatherRowsArgs& a) {
   });
 }
 
-// ---- scatter_rows -------------------------------------------------------------------------------------------------
-
-constexpr int kThreads = 256, kIndices = 1024;  // of a round; every thread looks at 4
-
-// Rows of dx are dealt out to buckets by the low bits of their number; a bucket of one tile of columns belongs to one group of
-// lanes of one block, which add what is meant for it in the order of the index. So every sum has its order, and no two threads
-// write to one place. Each block reads the whole index and keeps, in order, what its buckets want.
-template <class T, int N>
-__global__ void __launch_bounds__(kThreads)
-    scatter_rows_buckets(const T* dy, const int64_t* index, float* dx, int64_t count, int64_t cols, int lanes,
-                         int group_bits, int blocks) {
-  constexpr int kEach = kIndices / kThreads, kWarps = kThreads / 32, kAhead = 4;
-  DEEM_SHARED(int64_t, target, kIndices);
-  DEEM_SHARED(int64_t, source, kIndices);
-  DEEM_SHARED(int, totals, kWarps);
-  const int t = threadIdx.x, lane = t % 32, warp = t / 32, group = t / lanes, group_mask = (1 << group_bits) - 1;
-  const int bucket = int(blockIdx.x) & (blocks - 1);
-  const int64_t column = (int64_t(blockIdx.x) / blocks * lanes + t % lanes) * N;
-  const int width = int(smaller<int64_t>(N, cols - column));  // not above 0 for lanes beyond the columns
-  for (int64_t first = 0; first < count; first += kIndices) {
-    int64_t mine[kEach];
-    int kept = 0;
-#pragma unroll
-    for (int k = 0; k < kEach; k++) {
-      const int64_t i = first + t * kEach + k;
-      mine[k] = i < count ? index[i] : -1;
-      if (mine[k] >= 0 && int(mine[k] >> group_bits & (blocks - 1)) != bucket) mine[k] = -1;
-      kept += mine[k] >= 0;
-    }
-    int before = kept;  // sum over the lanes up to this one
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, before, step);
-      if (lane >= step) before += other;
-    }
-    if (lane == 31) totals[warp] = before;
-    __syncthreads();
-    int place = before - kept, all = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; w++) {
-      if (w < warp) place += totals[w];
-      all += totals[w];
-    }
-#pragma unroll
-    for (int k = 0; k < kEach; k++)
-      if (mine[k] >= 0) {
-        target[place] = mine[k];
-        source[place++] = first + t * kEach + k;
-      }
-    __syncthreads();
-    if (width > 0) {
-      for (int j = 0; j < all; j += kAhead) {
-        float v[kAhead][N] = {};
-        bool ours[kAhead];
-#pragma unroll
-        for (int k = 0; k < kAhead; k++) {
-          ours[k] = j + k < all && int(target[j + k] & group_mask) == group;
-          if (ours[k]) read_floats<N>(dy + source[j + k] * cols + column, width, v[k]);
-        }
-#pragma unroll
-        for (int k = 0; k < kAhead; k++)
-          if (ours[k]) {
-            float* to = dx + target[j + k] * cols + column;
-            float sum[N];
-            read_floats<N>(to, width, sum);
-#pragma unroll
-            for (int i = 0; i < N; i++) sum[i] += v[k][i];
-            write_floats<N>(to, sum, width);
-          }
-      }
-    }
-    __syncthreads();
-  }
-}
-
-template <class T, int N>
-void launch_scatter(const ScatterRowsArgs& a) {
-  const int64_t packs = (a.cols + N - 1) / N;
-  int lanes = kThreads, group_bits = 0;
-  while (lanes > 32 && lanes / 2 >= packs) {
-    lanes /= 2;
-    group_bits++;
-  }
-  const int64_t tiles = (packs + lanes - 1) / lanes;
-  int blocks = 1;  // of a tile: enough for the device, each with a few rows to add
-  while (blocks < 256 && blocks * tiles < 512 && int64_t(blocks) << (group_bits + 3) < a.count) blocks *= 2;
-  DEEM_LAUNCH((scatter_rows_buckets<T, N>), dim3(unsigned(tiles * blocks)), dim3(kThreads), 0, stream(),
-              static_cast<const T*>(a.dy), a.index, a.dx, a.count, a.cols, lanes, group_bits, blocks);
-}
-
-void scatter_rows(const ScatterRowsArgs& a) {
-  if (a.count <= 0 || a.cols <= 0) return;
-  dispatch(a.dtype, "gather_rows", [&]<class T>(T) {
-    constexpr int N = 4;
-    if (a.cols % N == 0 && is_aligned<N>(static_cast<const T*>(a.dy)) && is_aligned<N>(a.dx)) launch_scatter<T, N>(a);
-    else launch_scatter<T, 1>(a);
-  });
-}
-
 }  // namespace
 
 DEEM_CUDA_KERNEL("copy", copy);
 DEEM_CUDA_KERNEL("gather_rows", gather_rows);
-DEEM_CUDA_KERNEL("gather_rows_backward", scatter_rows);
 
 }  // namespace deem::cuda

@@ -55,20 +55,6 @@ TEST("cuda view: gathered rows, and zeros for -1") {
     }
 }
 
-// Equal bits: rows are added in the order of the index on both devices.
-TEST("cuda view: rows added where they were gathered") {
-  for (DType dtype : kFloats)
-    for (int64_t cols : {1, 3, 32, 100, 1040})
-      for (auto [count, rows] : {std::pair<int64_t, int64_t>{1, 1}, {40, 1}, {300, 37}, {1100, 150}}) {
-        if ((cols > 100 || dtype == DType::f16) && count > 300) continue;
-        Parity p(str("scatter ", dtype, ' ', count, " rows of ", cols, " into ", rows));
-        auto dy = p.random(count * cols, dtype), index = p.integers(count, DType::i64, -1, rows),
-             dx = p.zeros(rows * cols);
-        p.run([&](Device d) { scatter_rows_kernel(d, {dy(d), index(d), dx(d), count, cols, dtype}); });
-        p.same(dx);
-      }
-}
-
 TEST("cuda embedding: rows of a table and of images") {
   for (DType dtype : kFloats)
     for (int64_t cols : {1, 31, 64, 200})

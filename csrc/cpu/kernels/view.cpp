@@ -131,23 +131,7 @@ static void gather_rows(const GatherRowsArgs& a) {
   });
 }
 
-// Threads share the columns, so that every sum runs in the order of the index.
-static void scatter_rows(const ScatterRowsArgs& a) {
-  dispatch_float(a.dtype, "gather_rows", [&]<class T>(T) {
-    parallel_for(a.cols, a.count, [&](int64_t begin, int64_t end) {
-      for (int64_t r = 0; r < a.count; r++) {
-        if (a.index[r] < 0) continue;
-        float* to = a.dx + a.index[r] * a.cols;
-        const T* from = (const T*)a.dy + r * a.cols;
-#pragma omp simd
-        for (int64_t i = begin; i < end; i++) to[i] += load(from + i);
-      }
-    });
-  });
-}
-
 static const Register r1{copy_kernel, Device::cpu, copy};
 static const Register r2{gather_rows_kernel, Device::cpu, gather_rows};
-static const Register r3{scatter_rows_kernel, Device::cpu, scatter_rows};
 
 }  // namespace deem::DEEM_ISA
