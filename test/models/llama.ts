@@ -1,5 +1,5 @@
 import test from 'ava'
-import { backward, Module, ops, output, type Tensor, tensor } from 'deem'
+import { backward, defaultDevice, Module, ops, output, type Tensor, tensor } from 'deem'
 import {
   compare,
   gradients,
@@ -165,7 +165,8 @@ for (const heads of [2, 4])
     const x = inputs()
     const want = await hidden(m, x)
     const mask = x['image_mask'] as Tensor
-    const real = (y: Tensor) => ops.mul(y, ops.reshape(ops.cast(keep(), 'f32'), [2, length, 1])).toFloat32()
+    const real = (y: Tensor) =>
+      ops.mul(y, ops.reshape(ops.cast(keep().to(defaultDevice()), 'f32'), [2, length, 1])).toFloat32()
     for (const ends of [[6], [1, 2, 3, 4, 5, 6], [3, 6], [5, 6]]) {
       const got = await inPieces(m, x, ends, (from, to) => ops.slice(mask, 1, from, to))
       compare(t, `pieces ending at ${ends}`, real(got), real(want), 2e-6)

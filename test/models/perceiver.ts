@@ -1,5 +1,5 @@
 import test from 'ava'
-import { backward, Module, ops, output, type Tensor } from 'deem'
+import { backward, defaultDevice, Module, ops, output, type Tensor } from 'deem'
 import { compare, gradients, lively, normals, refusesCalls, refusesConfig, whole } from '../_harness/model.js'
 
 const config = {
@@ -53,7 +53,10 @@ test('perceiver: padding does not matter, and a full mask is no mask', async (t)
     output(await m.call('forward', { context, context_mask }, {}, { grad: false }), 'y').toFloat32()
   const moved = ops.add(
     x,
-    ops.mul(normals([2, 5, 6], 9), ops.reshape(ops.addScalar(ops.neg(ops.cast(keep(), 'f32')), 1), [2, 5, 1])),
+    ops.mul(
+      normals([2, 5, 6], 9),
+      ops.reshape(ops.addScalar(ops.neg(ops.cast(keep().to(defaultDevice()), 'f32')), 1), [2, 5, 1]),
+    ),
   )
   compare(t, 'values at padding', await run(moved, keep()), await run(x, keep()), 1e-6)
   const all = whole(Array(10).fill(1), [2, 5])
