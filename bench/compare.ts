@@ -25,6 +25,8 @@ const noiseFloor: Record<Precision, number> = { f32: 1e-4, bf16: 1e-2 }
 const momentLimit = 3e-3
 
 const l2 = (x: Float32Array) => Math.sqrt(x.reduce((sum, v) => sum + v * v, 0))
+/** Of what is finite. */
+const length = (x: Float32Array) => Math.sqrt(x.reduce((sum, v) => (Number.isFinite(v) ? sum + v * v : sum), 0))
 
 function moments(x: Float32Array): number[] {
   const mean = x.reduce((sum, v) => sum + v, 0) / x.length
@@ -43,7 +45,7 @@ export async function compare(
   const { result, gradient } = limits[c.group][precision]
   // Some gradients (biases of keys) are zero in exact arithmetic and rounding noise here.
   const gradients = Object.entries(theirs).filter(([name]) => name.startsWith('grad.'))
-  const all = Math.hypot(...gradients.map(([, t]) => l2(t.toFloat32())))
+  const all = Math.hypot(...gradients.map(([, t]) => length(t.toFloat32())))
   const out: Comparison[] = []
   for (const name of names) {
     const limit = c.random ? momentLimit : name.startsWith('grad.') ? gradient : result
@@ -56,10 +58,7 @@ export async function compare(
         error = Math.max(...p.map((v, i) => Math.abs(v - (q[i] as number))))
       } else {
         const difference = l2(x.map((v, i) => (v === y[i] ? 0 : v - (y[i] as number)))) // also where both are infinite
-        const size = Math.max(
-          l2(y.map((v) => (Number.isFinite(v) ? v : 0))),
-          name.startsWith('grad.') ? noiseFloor[precision] * all : 0,
-        )
+        const size = Math.max(length(y), name.startsWith('grad.') ? noiseFloor[precision] * all : 0)
         error = difference === 0 ? 0 : difference / size
       }
     }

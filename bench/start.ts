@@ -7,6 +7,7 @@ import { fileURLToPath, pathToFileURL } from 'node:url'
 const root = fileURLToPath(new URL('..', import.meta.url))
 const entry = JSON.stringify(pathToFileURL(join(root, 'dist/index.js')).href)
 const times = Number(process.argv[2] ?? 15)
+if (!Number.isSafeInteger(times) || times < 1) throw new Error('how many times must be a whole number of at least 1')
 
 const programs = {
   'an empty process': 'console.log(0)',

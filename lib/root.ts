@@ -3,8 +3,8 @@ import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 /**
- * The package's own folder, found by its `package.json`: how deep below it this code lies is the build's choice (scripts/ts.mjs). Where an
- * application is bundled without that file, the folder above this one.
+ * The nearest folder above with a `package.json`, which is the package's own: how deep below it this code lies is the build's choice
+ * (scripts/ts.mjs). In an application that bundles all its packages it is the application's.
  */
 export const packageRoot = ((): string => {
   const here = dirname(fileURLToPath(import.meta.url))

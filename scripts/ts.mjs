@@ -1,13 +1,14 @@
 // npm run build:ts: types with tsc, programs with rolldown, into dist/. Every module of lib/ has its file there, but most are only names: what
 // an entry of the package reaches is written as one file a program, since Node spends half a millisecond on every module it loads.
 import { spawnSync } from 'node:child_process'
-import { readdirSync, readFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { join, sep } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { rolldown } from 'rolldown'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const lib = join(root, 'lib')
+const dist = join(root, 'dist')
 const dependencies = Object.keys(JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).dependencies)
 /** Each gathers what it reaches and those before it do not. */
 const programs = ['index', 'train/index', 'cli/main', 'demo/main']
@@ -22,15 +23,26 @@ function checkTypes() {
   if (status !== 0) process.exit(status ?? 1)
 }
 
-/** The modules that each program imports before it starts, itself left out: whoever imports one of them must not start the program. */
+const isOurs = (id) => id.startsWith(lib + sep)
+
+/** Programs are written anew; what tsc wrote goes where its source is gone. */
+function clean() {
+  for (const file of readdirSync(dist, { recursive: true })) {
+    const source = join(lib, file.replace(/\.d\.ts(\.map)?$/, '.ts'))
+    if (/\.js(\.map)?$/.test(file) || (/\.d\.ts(\.map)?$/.test(file) && !existsSync(source))) rmSync(join(dist, file))
+  }
+}
+
+/** The modules that each program imports before it starts, programs left out: whoever imports one of the others must not start them. */
 function owners(moduleInfo) {
   const owner = new Map()
+  const entries = new Set(programs.map((program) => join(lib, `${program}.ts`)))
   for (const program of programs) {
     const own = join(lib, `${program}.ts`)
     const reached = new Set([own])
     for (const id of reached) {
-      for (const next of moduleInfo(id)?.importedIds ?? []) if (next.startsWith(lib)) reached.add(next)
-      if (id !== own && !owner.has(id)) owner.set(id, program)
+      for (const next of moduleInfo(id)?.importedIds ?? []) if (isOurs(next)) reached.add(next)
+      if (!entries.has(id) && !owner.has(id)) owner.set(id, program)
     }
   }
   return owner
@@ -46,8 +58,8 @@ async function bundle() {
     preserveEntrySignatures: 'strict',
   })
   let owner
-  await build.write({
-    dir: join(root, 'dist'),
+  const { output } = await build.write({
+    dir: dist,
     format: 'esm',
     sourcemap: true,
     minifyInternalExports: false,
@@ -64,7 +76,11 @@ async function bundle() {
       })),
     },
   })
+  // What \0 begins is rolldown's own; anything else has to be a dependency, with its licence.
+  const strange = output.flatMap(({ moduleIds = [] }) => moduleIds).find((id) => !isOurs(id) && !id.startsWith('\0'))
+  if (strange) throw new Error(`${strange} would become a part of the package: it is no dependency in package.json`)
 }
 
 checkTypes()
+clean()
 await bundle()

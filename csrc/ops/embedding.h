@@ -27,7 +27,8 @@ struct SumRowsArgs {
 };
 extern Kernel<SumRowsArgs> sum_rows_kernel;
 
-// x [rows, C] -> [size, C]: rows added up where their target is equal, in their order and in f32; negative targets are left out. Not recorded.
+// x [rows, C] -> [size, C]: rows added up where their target is equal, in their order and in f32; negative targets are left out,
+// others are not checked against `size`. Not recorded.
 Tensor sum_rows(const Tensor& x, std::span<const int64_t> target, int64_t size, int64_t cols);
 
 // Where rows go: i64 lists on one device, as sum_rows takes them with one row a segment.

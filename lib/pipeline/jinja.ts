@@ -34,6 +34,7 @@ export async function renderJinja(
   let stop: (() => void) | undefined
   let timer: NodeJS.Timeout | undefined
   try {
+    signal?.throwIfAborted() // by now it may have been aborted
     const reply = await new Promise<JinjaReply>((resolve, reject) => {
       const fail = (message: string) => reject(new DeemError('ERR_FORMAT', `[template] ${message}`))
       child.once('message', (message) => resolve(message as JinjaReply))

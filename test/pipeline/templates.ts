@@ -243,5 +243,12 @@ test('mistakes', async (t) => {
   const asked = left.ask('Hi', { signal: stop.signal })
   stop.abort(reason)
   await t.throwsAsync(asked, { is: reason })
+  // Right after the call, before its process is there: what never ends must not run until its time is over.
+  const start = performance.now()
+  const again = new AbortController()
+  const endless = renderJinja((hostile['what never ends'] as [string, RegExp])[0], {}, { signal: again.signal })
+  again.abort(reason)
+  await t.throwsAsync(endless, { is: reason })
+  t.true(performance.now() - start < 4000)
   p.dispose()
 })

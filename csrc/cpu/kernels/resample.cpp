@@ -29,9 +29,8 @@ static void nearest_row(const ResizeNearestArgs& a, int64_t n, int64_t row) {
   for (int64_t column = 0; column < a.width; column++) {
     const T* x = (const T*)a.x + ((n * a.height + row) * a.width + column) * a.channels;
     for (int64_t i = a.rows[row]; i < a.rows[row + 1]; i++)
-      for (int64_t j = a.columns[column]; j < a.columns[column + 1]; j++) {
+      for (int64_t j = a.columns[column]; j < a.columns[column + 1]; j++)
         memcpy((T*)a.y + ((n * a.out_height + i) * a.out_width + j) * a.channels, x, size_t(a.channels) * sizeof(T));
-      }
   }
 }
 
