@@ -76,6 +76,7 @@ export function reportData({ w, evaluation, stages, knowledge, parameters, secon
       { label: `existence, ${other}`, value: results.existence.unseen, target: targets.existence_unseen },
       { label: `background, ${trained}`, value: results.background.seen, target: targets.background },
       { label: 'painted background as asked', value: results.painted_background, target: targets.painted_background },
+      { label: `objects that captions name, ${trained}`, value: results.captioned_objects.seen },
     ],
     facts: [
       ['time', clock(seconds)],
