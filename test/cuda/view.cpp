@@ -1,4 +1,5 @@
 #include "ops/view.h"
+#include <algorithm>
 
 #include "ops/embedding.h"
 #include "ops/resample.h"
@@ -94,6 +95,33 @@ TEST("cuda embedding: rows summed by segment, in order") {
                             .target = targets(d),
                             .to = to(d),
                             .segments = 5,
+                            .cols = cols,
+                            .dtype = dtype});
+      });
+      p.same(to);
+    }
+}
+
+// As gradients of gathered rows need it: many rows, segments of different lengths, some empty. Equal bits: each is added in order.
+TEST("cuda view: rows added where they were gathered") {
+  for (DType dtype : kFloats)
+    for (int64_t cols : {3, 1040}) {
+      const int64_t rows = cols > 100 ? 300 : 1100, segments = 37;
+      std::vector<int64_t> begin{0}, target;
+      for (int64_t s = 0; s < segments; s++) {
+        begin.push_back(s + 1 < segments ? std::min(rows, begin.back() + s * 7 % 64) : rows);
+        target.push_back(segments - 1 - s);
+      }
+      Parity p(str("sum_rows ", dtype, ' ', rows, " rows of ", cols));
+      auto x = p.random(rows * cols, dtype), order = p.integers(rows, DType::i64, 0, rows), starts = p.of(begin),
+           targets = p.of(target), to = p.zeros(segments * cols, dtype);
+      p.run([&](Device d) {
+        sum_rows_kernel(d, {.x = x(d),
+                            .order = order(d),
+                            .begin = starts(d),
+                            .target = targets(d),
+                            .to = to(d),
+                            .segments = segments,
                             .cols = cols,
                             .dtype = dtype});
       });
