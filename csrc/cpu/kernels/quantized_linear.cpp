@@ -238,53 +238,69 @@ DEEM_INLINE __m512i add_byte_products(__m512i t, __m512i u, __m512i s) {
 template <int Bits, int P>
 constexpr int64_t kBlockBytes = (8 / Bits * P + 3) * 64;
 
+// The sums of four neighbours each: four numbers.
+DEEM_INLINE __m128i sums_of_four(__m512i q) {
+  q = _mm512_add_epi32(q, _mm512_shuffle_epi32(q, _MM_PERM_CDAB));
+  q = _mm512_add_epi32(q, _mm512_shuffle_epi32(q, _MM_PERM_BADC));
+  return _mm512_castsi512_si128(_mm512_maskz_compress_epi32(0x1111, q));
+}
+
 template <int Bits, int P>
 static bool prepare_row(const float* x, const QuantFormat& f, int8_t* out) {
-  constexpr int kHalves = 8 / Bits, kNumbers = 64 * kHalves;
+  constexpr int kHalves = 8 / Bits, kNumbers = 64 * kHalves, kGroups = kNumbers / 32;
+  constexpr int kWords = 16 / kGroups;  // of the block that belong to a group
   constexpr float kMost = P == 2 ? 127 * 128 : 63 * 16384;
+  const __m512 half = _mm512_set1_ps(0.5f), infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
   for (int64_t from = 0; from < f.cols; from += kNumbers, out += kBlockBytes<Bits, P>) {
     int32_t* zeros = (int32_t*)(out + kHalves * P * 64);
     float *scales = (float*)(zeros + 16), *sums = scales + 16;
-    for (int g = 0; g < kNumbers / 32; g++) {
-      float piece[32], most = 0;
-      int32_t q[32];
-      int64_t at = from + g * 32, n = f.cols - at;
-      for (int i = 0; i < 32; i++) piece[i] = i < n ? x[at + i] : 0.0f;
-      bool finite = true;
-      for (int i = 0; i < 32; i++) {
-        finite = finite && is_finite(piece[i]);
-        most = max(most, std::fabs(piece[i]));
+    for (int g = 0; g < kGroups; g++) {
+      const int64_t at = from + g * 32, n = max(int64_t(0), min(int64_t(32), f.cols - at));
+      const uint32_t there = n == 32 ? ~0u : (1u << n) - 1;
+      __m512 v[2], most_of = _mm512_setzero_ps();
+      __mmask16 finite = 0xffff;
+      for (int i = 0; i < 2; i++) {
+        v[i] = _mm512_maskz_loadu_ps(__mmask16(there >> 16 * i), x + at + 16 * i);
+        const __m512 size = _mm512_abs_ps(v[i]);
+        finite &= _mm512_cmp_ps_mask(size, infinity, _CMP_LT_OQ);
+        most_of = _mm512_max_ps(most_of, size);
       }
-      if (!finite || (most > 0 && most < 1e-30f)) return false;
+      const float most = _mm512_reduce_max_ps(most_of);
+      if (finite != 0xffff || (most > 0 && most < 1e-30f)) return false;
       const float scale = most / kMost, inverse = most > 0 ? kMost / most : 0.0f;
-#pragma omp simd
-      for (int i = 0; i < 32; i++) q[i] = int32_t(std::floor(piece[i] * inverse + 0.5f));
-      constexpr int kWords = 8 / kHalves;  // of the block that belong to this group
-      for (int w = g * kWords; w < (g + 1) * kWords; w++) zeros[w] = 0, scales[w] = scale;
-      for (int i = 0; i < 32; i++) {
-        int half = kHalves == 2 ? i / 16 : 0, byte = kHalves == 2 ? g * 16 + i % 16 : g * 32 + i;
-        zeros[byte / 4] += q[i];
-        int32_t rest = q[i];
+      __m512i q[2];
+      for (int i = 0; i < 2; i++) {
+        const __m512 scaled = _mm512_add_ps(_mm512_mul_ps(v[i], _mm512_set1_ps(inverse)), half);
+        q[i] = _mm512_cvt_roundps_epi32(scaled, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        __m512i rest = q[i];
+        int8_t* to = out + (Bits == 4 ? i * P * 64 + g * 16 : g * 32 + i * 16);
         for (int p = 0; p < P; p++) {
-          int shift = 7 * (P - 1 - p);
-          int32_t digit = shift ? (rest + (1 << (shift - 1))) >> shift : rest;
-          rest -= digit * (1 << shift);
-          out[(half * P + p) * 64 + byte] = int8_t(digit);
+          const int shift = 7 * (P - 1 - p);
+          __m512i digit = rest;
+          if (shift) digit = _mm512_srai_epi32(_mm512_add_epi32(rest, _mm512_set1_epi32(1 << (shift - 1))), shift);
+          rest = _mm512_sub_epi32(rest, _mm512_slli_epi32(digit, shift));
+          _mm_storeu_si128((__m128i*)(to + p * 64), _mm512_cvtepi32_epi8(digit));
         }
       }
-      for (int w = g * kWords; w < (g + 1) * kWords; w++) {
-        sums[w] = float(zeros[w]) * scale;
-        zeros[w] *= -int32_t(f.zero());
+      alignas(16) int32_t whole[8];
+      const __m128i low = sums_of_four(q[0]), high = sums_of_four(q[1]);
+      _mm_store_si128((__m128i*)whole, Bits == 4 ? _mm_add_epi32(low, high) : low);
+      _mm_store_si128((__m128i*)whole + 1, high);
+      for (int w = 0; w < kWords; w++) {
+        zeros[g * kWords + w] = whole[w] * -int32_t(f.zero());
+        scales[g * kWords + w] = scale;
+        sums[g * kWords + w] = float(whole[w]) * scale;
       }
     }
   }
   return true;
 }
 
-// One row of weights with M prepared rows of x, `step` bytes apart.
-template <int Bits, int P, int M, bool Symmetric>
-DEEM_INLINE void row_by_integers(const QuantizedGemvArgs& a, int64_t r, const Layout& f, int64_t first, const int8_t* x,
-                                 int64_t step) {
+// R rows of weights from r on with M prepared rows of x, `step` bytes apart. A block of x is three to seven times as long as one of
+// weights, so that one row of x is read for several rows of weights.
+template <int Bits, int P, int M, int R, bool Symmetric>
+DEEM_INLINE void rows_by_integers(const QuantizedGemvArgs& a, int64_t r, const Layout& f, int64_t first, const int8_t* x,
+                                  int64_t step) {
   constexpr int64_t kHalves = 8 / Bits, kNumbers = 64 * kHalves;
   const uint8_t* row = a.packed + r * f.row_bytes;
   // Which group of a block each of the 16 words belongs to.
@@ -292,45 +308,53 @@ DEEM_INLINE void row_by_integers(const QuantizedGemvArgs& a, int64_t r, const La
   alignas(64) int32_t order[16];
   for (int w = 0; w < 16; w++) order[w] = int32_t(w * kNumbers / 16) >> shift;
   const __m512i index = _mm512_load_si512(order), low = _mm512_set1_epi8(15);
-  __m512 sum[M];
-  for (int m = 0; m < M; m++) sum[m] = _mm512_setzero_ps();
+  // The groups of a block are at most four: each quarter of the register holds them all.
+  const auto of_words = [&](const float* group) {
+    return _mm512_permutexvar_ps(index, _mm512_broadcast_f32x4(_mm_loadu_ps(group)));
+  };
+  __m512 sum[R][M];
+  for (auto& of_row : sum)
+    for (auto& s : of_row) s = _mm512_setzero_ps();
   for (int64_t c = 0; c < f.cols; c += kSpan) {
     const int64_t n = min(kSpan, f.cols - c);
-    Groups groups;
-    load_groups(row, f, c, n, groups);
-    for (int64_t i = 0; i < n; i += kNumbers, x += kBlockBytes<Bits, P>) {
-      // A row's scales, read before its codes, hide from the hardware that one row follows the other.
-      _mm_prefetch((const char*)row + (c + i) / kHalves + 1536, _MM_HINT_T0);
-      const __m512i bytes = _mm512_loadu_si512(row + (c + i) / kHalves);
-      __m512i codes[kHalves];
-      if constexpr (Bits == 8) {
-        codes[0] = bytes;
-      } else {
-        codes[0] = _mm512_and_si512(bytes, low);
-        codes[1] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
-      }
-      const __m512 scale = _mm512_permutexvar_ps(index, _mm512_loadu_ps(groups.scale + (i >> shift)));
-      for (int m = 0; m < M; m++) {
-        const int8_t* at = x + m * step;
-        __m512i t = _mm512_setzero_si512();
-        for (int p = 0; p < P; p++) {
-          if (p) t = _mm512_slli_epi32(t, 7);
-          for (int h = 0; h < kHalves; h++)
-            t = add_byte_products(t, codes[h], _mm512_loadu_si512(at + (h * P + p) * 64));
+    Groups groups[R];
+    for (int k = 0; k < R; k++) load_groups(row + k * f.row_bytes, f, c, n, groups[k]);
+    for (int64_t i = 0; i < n; i += kNumbers, x += kBlockBytes<Bits, P>)
+      for (int k = 0; k < R; k++) {
+        const uint8_t* at_codes = row + k * f.row_bytes + (c + i) / kHalves;
+        // A row's scales, read before its codes, hide from the hardware that one row follows the other.
+        _mm_prefetch((const char*)at_codes + (R == 1 ? 1536 : R * f.row_bytes), _MM_HINT_T0);
+        const __m512i bytes = _mm512_loadu_si512(at_codes);
+        __m512i codes[kHalves];
+        if constexpr (Bits == 8) {
+          codes[0] = bytes;
+        } else {
+          codes[0] = _mm512_and_si512(bytes, low);
+          codes[1] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
         }
-        const int8_t* rest = at + kHalves * P * 64;
-        if (Symmetric) t = _mm512_add_epi32(t, _mm512_loadu_si512(rest));
-        sum[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t), _mm512_mul_ps(scale, _mm512_loadu_ps(rest + 64)), sum[m]);
-        if (!Symmetric)
-          sum[m] = _mm512_fmadd_ps(_mm512_permutexvar_ps(index, _mm512_loadu_ps(groups.offset + (i >> shift))),
-                                   _mm512_loadu_ps(rest + 128), sum[m]);
+        const __m512 scale = of_words(groups[k].scale + (i >> shift));
+        for (int m = 0; m < M; m++) {
+          const int8_t* at = x + m * step;
+          __m512i t = _mm512_setzero_si512();
+          for (int p = 0; p < P; p++) {
+            if (p) t = _mm512_slli_epi32(t, 7);
+            for (int h = 0; h < kHalves; h++)
+              t = add_byte_products(t, codes[h], _mm512_loadu_si512(at + (h * P + p) * 64));
+          }
+          const int8_t* rest = at + kHalves * P * 64;
+          __m512& to = sum[k][m];
+          if (Symmetric) t = _mm512_add_epi32(t, _mm512_loadu_si512(rest));
+          to = _mm512_fmadd_ps(_mm512_cvtepi32_ps(t), _mm512_mul_ps(scale, _mm512_loadu_ps(rest + 64)), to);
+          if (!Symmetric)
+            to = _mm512_fmadd_ps(of_words(groups[k].offset + (i >> shift)), _mm512_loadu_ps(rest + 128), to);
+        }
       }
+  }
+  for (int k = 0; k < R; k++)
+    for (int m = 0; m < M; m++) {
+      const float total = _mm512_reduce_add_ps(sum[k][m]);
+      a.y[(first + m) * a.rows + r + k] = a.bias ? total + a.bias[r + k] : total;
     }
-  }
-  for (int m = 0; m < M; m++) {
-    const float total = _mm512_reduce_add_ps(sum[m]);
-    a.y[(first + m) * a.rows + r] = a.bias ? total + a.bias[r] : total;
-  }
 }
 
 template <int Bits, int P, bool Symmetric>
@@ -340,11 +364,14 @@ static bool by_integers(const QuantizedGemvArgs& a) {
   for (int64_t m = 0; m < a.m; m++)
     if (!prepare_row<Bits, P>(a.x + m * a.format.cols, a.format, (int8_t*)a.scratch + m * step)) return false;
   parallel_chunks(a.rows, a.format.cols * (a.m + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) {
-      int64_t m = 0;
-      const int8_t* x = (const int8_t*)a.scratch;
-      for (; m + 4 <= a.m; m += 4) row_by_integers<Bits, P, 4, Symmetric>(a, r, f, m, x + m * step, step);
-      for (; m < a.m; m++) row_by_integers<Bits, P, 1, Symmetric>(a, r, f, m, x + m * step, step);
+    const int8_t* x = (const int8_t*)a.scratch;
+    const int64_t fours = a.m / 4 * 4;
+    for (int64_t r = begin; r < end; r++)
+      for (int64_t m = 0; m < fours; m += 4) rows_by_integers<Bits, P, 4, 1, Symmetric>(a, r, f, m, x + m * step, step);
+    for (int64_t m = fours; m < a.m; m++) {
+      int64_t r = begin;
+      for (; r + 4 <= end; r += 4) rows_by_integers<Bits, P, 1, 4, Symmetric>(a, r, f, m, x + m * step, step);
+      for (; r < end; r++) rows_by_integers<Bits, P, 1, 1, Symmetric>(a, r, f, m, x + m * step, step);
     }
   });
   return true;
