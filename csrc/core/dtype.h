@@ -22,8 +22,8 @@ struct bf16 {
   // Round to nearest even; NaN stays NaN.
   DEEM_INLINE explicit bf16(float f) {
     uint32_t u = std::bit_cast<uint32_t>(f);
-    uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    bits = uint16_t((u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 0x40 : rounded);
+    uint32_t rounded = u + 0x7fff + ((u >> 16) & 1);
+    bits = uint16_t((f != f ? u | 0x400000 : rounded) >> 16);  // chosen in 32 bits, where masks need no narrowing
   }
 };
 
