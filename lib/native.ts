@@ -94,6 +94,8 @@ export interface NativeModel {
   view(name: string, dtype: string): NativeTensor
   assign(name: string, value: NativeTensor): void
   assignAll(names: string[], values: NativeTensor[], leading: boolean): NativeTask<void>
+  /** Starting values of a model that was created without. */
+  draw(names: string[]): NativeTask<void>
   zeroGrad(): void
   load(path: string, prefix: string, strict: boolean): NativeTask<LoadReport>
   save(path: string, dtype: string): NativeTask<void>
@@ -164,7 +166,14 @@ export interface Native {
   tensor(data: TypedArray, shape: readonly number[], dtype: DType, device?: string): NativeTensor
   ops: Record<string, (...args: unknown[]) => NativeTensor | number>
   setGradEnabled(on: boolean): boolean
-  createModel(kind: string, configJson: string, seed: number, dtype: DType, device?: string): NativeTask<NativeModel>
+  createModel(
+    kind: string,
+    configJson: string,
+    seed: number,
+    dtype: DType,
+    device: string | undefined,
+    draw: boolean,
+  ): NativeTask<NativeModel>
   modelKinds(): string[]
   NativeAdamW: new (
     items: { name: string; tensor: NativeTensor; lr: number; weightDecay: number }[],

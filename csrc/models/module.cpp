@@ -38,39 +38,65 @@ bool Quantization::covers(const std::string& name) const {
   return std::any_of(include.begin(), include.end(), [&](const std::string& p) { return matches(p, name); });
 }
 
+// In place: loading needs no more than one tensor beside the model.
+Tensor ParameterStore::start(const Shape& shape, const Init& init, uint64_t stream) const {
+  if (init.kind == Init::Kind::constant) return Tensor::full(shape, init.a);
+  if (init.kind == Init::Kind::table) return init.table();
+  const bool normal = init.kind == Init::Kind::normal;
+  Tensor t =
+      normal ? randn(shape, int64_t(build_.seed), int64_t(stream)) : rand(shape, int64_t(build_.seed), int64_t(stream));
+  std::span<float> values = t.values<float>();  // in place: building needs no more than one tensor beside the model
+  if (normal)
+    for (float& v : values) v *= float(init.a);
+  else
+    for (float& v : values) v = (v - 0.5f) * float(2 * init.a);
+  if (!shape.empty() && init.rows < shape[0])
+    for (float& v : values.subspan(size_t(init.rows * (t.numel() / shape[0])))) v = 0;
+  return t;
+}
+
 Tensor ParameterStore::add(const std::string& name, const Shape& shape, const Init& init, Role role) {
   check<ConfigError>(!index_.contains(name), "parameter '", name, "' is registered twice");
-  uint64_t stream = list_.size();
+  const bool random = init.kind == Init::Kind::normal || init.kind == Init::Kind::uniform;
+  std::optional<Init> undrawn;
+  if (random && !build_.draw) undrawn = init;
   Tensor t;
-  switch (init.kind) {
-    case Init::Kind::constant: t = Tensor::full(shape, init.a); break;
-    // In place: loading needs no more than one tensor beside the model.
-    case Init::Kind::normal:
-      t = randn(shape, int64_t(build_.seed), int64_t(stream));
-      for (float& v : t.values<float>()) v *= float(init.a);
-      break;
-    case Init::Kind::uniform:
-      t = rand(shape, int64_t(build_.seed), int64_t(stream));
-      for (float& v : t.values<float>()) v = (v - 0.5f) * float(2 * init.a);
-      break;
-    case Init::Kind::table: t = init.table(); break;
+  if (!undrawn) {
+    t = start(shape, init, list_.size());
+    check<ShapeError>(t.shape() == shape, "parameter '", name, "' starts with shape ", t.shape(), " instead of ",
+                      shape);
   }
-  check<ShapeError>(t.shape() == shape, "parameter '", name, "' starts with shape ", t.shape(), " instead of ", shape);
   if (role == Role::linear && build_.quantization.covers(name)) {
     QuantFormat format = build_.quantization.format;
     format.cols = shape[1];
-    Tensor codes = quantize(t, format.bits, format.group, format.symmetric).to(build_.device);
+    Tensor codes = t ? quantize(t, format.bits, format.group, format.symmetric).to(build_.device)
+                     : Tensor::empty({shape[0], format.row_bytes()}, DType::u8, build_.device);
     Tensor stand_in = Tensor::from_quantized(std::make_shared<QuantizedWeight>(codes, format), shape, dtype());
     std::string stored = name + "." + format.suffix();
     index_[stored] = list_.size();
-    list_.push_back({stored, codes, false, false, true, stand_in});
+    list_.push_back({stored, codes, false, false, true, stand_in, undrawn});
     return stand_in;
   }
-  t = cast(t, dtype()).to(build_.device);
+  t = t ? cast(t, dtype()).to(build_.device) : Tensor::empty(shape, dtype(), build_.device);
   if (role != Role::buffer) t.set_requires_grad(true);
   index_[name] = list_.size();
-  list_.push_back({name, t, role == Role::conv, role == Role::norm, role == Role::buffer});
+  list_.push_back({name, t, role == Role::conv, role == Role::norm, role == Role::buffer, {}, undrawn});
   return t;
+}
+
+void ParameterStore::draw(const std::string& name) {
+  Parameter& p = at(name);
+  if (!p.undrawn) return;
+  Tensor t = start((p.quantized ? p.quantized : p.value).shape(), *p.undrawn, uint64_t(&p - list_.data()));
+  if (p.quantized) {
+    const QuantFormat& f = p.quantized.impl()->quantized->format;
+    t = quantize(t, f.bits, f.group, f.symmetric);
+  } else {
+    t = cast(t, p.value.dtype());
+  }
+  p.value.overwrite(t);
+  p.value.sync_master();
+  p.undrawn.reset();
 }
 
 Parameter* ParameterStore::find_quantized(const std::string& name) {
@@ -122,6 +148,7 @@ void ParameterStore::assign(const std::string& name, const Tensor& published_val
     check<WeightsError>(is_float(v.dtype()), "parameter '", name, "' is floating but the weight given is ", v.dtype());
     Tensor codes = quantize(v, f.bits, f.group, f.symmetric);
     q->value.overwrite(codes);
+    q->undrawn.reset();
     return;
   }
   Parameter& p = at(name);
@@ -133,11 +160,13 @@ void ParameterStore::assign(const std::string& name, const Tensor& published_val
     check<WeightsError>(v.dtype() == DType::u8, "parameter '", p.name, "' holds codes, u8, but the weight given is ",
                         v.dtype());
     p.value.overwrite(contiguous(v));
+    p.undrawn.reset();
     return;
   }
   check<WeightsError>(is_float(v.dtype()), "parameter '", p.name, "' is floating but the weight given is ", v.dtype());
   if (p.conv) v = permute(v, {0, 2, 3, 1});
   p.value.overwrite(contiguous(cast_weights(v, p.value.dtype(), "parameter '" + p.name + "'")));
+  p.undrawn.reset();
   if (Tensor master = p.value.master()) {
     // Values of the parameter's own dtype say nothing new where they are what the master rounds to.
     if (v.dtype() == p.value.dtype()) return p.value.sync_master();
@@ -341,7 +370,8 @@ std::map<std::string, ModelFactory>& model_registry() {
   return *registry;
 }
 
-std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype, Device device) {
+std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype, Device device,
+                                    bool draw) {
   auto it = model_registry().find(kind);
   if (it == model_registry().end()) {
     std::vector<std::string> known;
@@ -349,7 +379,7 @@ std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64
     throw ConfigError("unknown model '" + kind + "'; the nearest known one is '" + nearest_name(kind, known) + "'");
   }
   check<DTypeError>(is_float(dtype), "a model's dtype must be floating but is ", dtype);
-  BuildOptions build{.seed = seed, .dtype = dtype, .device = device};
+  BuildOptions build{.seed = seed, .dtype = dtype, .quantization = {}, .device = device, .draw = draw};
   if (config.is_object() && config.contains("quantization")) {
     if (!config["quantization"].is_null()) build.quantization = Quantization::read(config["quantization"]);
     config.erase("quantization");

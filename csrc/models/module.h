@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -22,6 +23,7 @@ struct Init {
   enum class Kind { constant, normal, uniform, table } kind = Kind::constant;
   double a = 0;
   std::function<Tensor()> table = nullptr;
+  int64_t rows = std::numeric_limits<int64_t>::max();  // of what is drawn, the rest are zeros
 
   static Init zeros() { return {}; }
   static Init ones() { return constant(1); }
@@ -31,6 +33,11 @@ struct Init {
   // N(0, gain^2 / inputs a value is summed over): with gain sqrt(2) the size of what passes stays (He et al. 2015)
   static Init scaled(double gain, int64_t fan_in) { return normal(gain / std::sqrt(double(fan_in))); }
   static Init from(std::function<Tensor()> f) { return {Kind::table, 0, std::move(f)}; }
+  Init first_rows(int64_t n) const {
+    Init i = *this;
+    i.rows = n;
+    return i;
+  }
 };
 
 struct Parameter {
@@ -41,6 +48,7 @@ struct Parameter {
   bool buffer = false;  // saved, never trained
   // Of a linear weight in few bits: the weight it stands for, which has no numbers of its own. The value holds its codes.
   Tensor quantized = {};
+  std::optional<Init> undrawn = {};  // the value is not written yet: draw() or a weight gives it one
 };
 
 // Which weights of linear layers lie in few bits: those whose name matches one of the patterns, in which * stands for anything.
@@ -57,6 +65,7 @@ struct BuildOptions {
   DType dtype = DType::f32;
   Quantization quantization = {};
   Device device = Device::cpu;  // where the parameters lie; their starting values are the same bits everywhere
+  bool draw = true;             // or what starts at random has no values yet: of models whose weights come from files
 };
 
 // All parameters of one model, in the order of their creation. Owned by the model and its root scope.
@@ -69,6 +78,8 @@ class ParameterStore {
   // A linear weight may be chosen to lie in few bits: then its codes are the parameter, under the name with their format.
   Tensor add(const std::string& name, const Shape& shape, const Init& init, Role role);
   void alias(const std::string& name, const std::string& target);  // a second published name of one tensor
+  // The values that building with draws would have given it, where it was built without; does nothing twice.
+  void draw(const std::string& name);
 
   std::vector<Parameter>& list() { return list_; }
   const std::vector<Parameter>& list() const { return list_; }
@@ -80,7 +91,8 @@ class ParameterStore {
   static Tensor published(const Parameter& p, const Tensor& t);
   // The value to write as this dtype, in the published layout: its f32 master where there is one and the dtype is not its own.
   static Tensor stored(const Parameter& p, DType dtype);
-  // Any floating dtype, which a master takes unrounded; throws WeightsError on a wrong shape. leading: the value may be the first rows only, the others stay. A weight in
+  // Any floating dtype, which a master takes unrounded; throws WeightsError on a wrong shape. leading: the value may be the first rows only,
+  // the others stay, so that what is not drawn has to be drawn before. A weight in
   // few bits takes floats under its own name, and its codes under theirs.
   void assign(const std::string& name, const Tensor& published_value, bool leading = false);
   // The parameter that holds the codes of a weight; null where there is none of that name in few bits.
@@ -91,6 +103,8 @@ class ParameterStore {
   void check_quantization() const;  // throws ConfigError for a pattern that matched nothing
 
  private:
+  Tensor start(const Shape& shape, const Init& init, uint64_t stream) const;
+
   BuildOptions build_;
   std::vector<Parameter> list_;
   std::unordered_map<std::string, size_t> index_;
@@ -247,6 +261,6 @@ struct RegisterModel {
 // Throws ConfigError for an unknown kind. `trainable` starts true for every floating parameter that is no buffer. The key `quantization` of
 // any model's configuration says which weights lie in few bits.
 std::unique_ptr<Model> create_model(const std::string& kind, Json config, uint64_t seed, DType dtype,
-                                    Device device = Device::cpu);
+                                    Device device = Device::cpu, bool draw = true);
 
 }  // namespace deem

@@ -23,11 +23,11 @@ TextHead::TextHead(const Scope& s, const TextHeadConfig& c) : config(c) {
     return b;
   });
   // Rows of both weights are taken apart and added below, so they never lie in few bits.
-  head.weight = (s / "head").param("weight", {c.txt_vocab_size, c.hidden_size}, Init::normal(0.02));
+  head.weight =
+      (s / "head")
+          .param("weight", {c.txt_vocab_size, c.hidden_size}, Init::normal(0.02).first_rows(c.orig_txt_vocab_size));
   head.bias = (s / "head").param("bias", {c.txt_vocab_size}, bias);
   if (added == 0) return;
-  Tensor rows = slice(head.weight.detach(), 0, c.orig_txt_vocab_size, c.txt_vocab_size);
-  copy_into(rows, broadcast_to(Tensor::zeros({}, rows.dtype(), rows.device()), rows.shape()));
   head_new.emplace();
   head_new->weight = (s / "head_new").param("weight", {added, c.hidden_size}, Init::normal(0.02));
   head_new->bias = (s / "head_new").param("bias", {added}, Init::constant(95));

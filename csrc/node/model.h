@@ -22,6 +22,7 @@ class JsModel : public Napi::ObjectWrap<JsModel> {
   Napi::Value view(const Napi::CallbackInfo& info);
   Napi::Value assign(const Napi::CallbackInfo& info);
   Napi::Value assign_all(const Napi::CallbackInfo& info);
+  Napi::Value draw(const Napi::CallbackInfo& info);
   Napi::Value zero_grad(const Napi::CallbackInfo& info);
   Napi::Value load(const Napi::CallbackInfo& info);
   Napi::Value save(const Napi::CallbackInfo& info);

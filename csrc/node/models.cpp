@@ -63,8 +63,9 @@ static Napi::Value create(const Napi::CallbackInfo& info) {
     auto seed = uint64_t(From<int64_t>::js(info[2], "createModel"));
     auto dtype = From<DType>::js(info[3], "createModel");
     auto device = From<Device>::js(info[4], "createModel");
-    return model_task(info.Env(),
-                      [=]() -> std::shared_ptr<Model> { return create_model(kind, config, seed, dtype, device); });
+    bool draw = From<bool>::js(info[5], "createModel");
+    return model_task(
+        info.Env(), [=]() -> std::shared_ptr<Model> { return create_model(kind, config, seed, dtype, device, draw); });
   });
 }
 
@@ -213,6 +214,23 @@ Napi::Value JsModel::assign(const Napi::CallbackInfo& info) {
   });
 }
 
+// draw(names) -> task; see ParameterStore::draw
+Napi::Value JsModel::draw(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    auto m = model("draw");
+    auto names = From<std::vector<std::string>>::js(info[0], "draw");
+    return start_task(
+        info.Env(),
+        [=] {
+          for (const std::string& name : names) {
+            m->params.draw(name);
+            poll_cancel();
+          }
+        },
+        [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+  });
+}
+
 // assignAll(names, values, leading) -> task; values in the published layout, the first rows suffice if `leading`. The first that does
 // not fit ends it.
 Napi::Value JsModel::assign_all(const Napi::CallbackInfo& info) {
@@ -333,8 +351,9 @@ void init_models(Napi::Env env, Napi::Object exports) {
        JsModel::InstanceMethod<&JsModel::gradient>("gradient"), JsModel::InstanceMethod<&JsModel::read>("read"),
        JsModel::InstanceMethod<&JsModel::view>("view"), JsModel::InstanceMethod<&JsModel::assign>("assign"),
        JsModel::InstanceMethod<&JsModel::zero_grad>("zeroGrad"),
-       JsModel::InstanceMethod<&JsModel::assign_all>("assignAll"), JsModel::InstanceMethod<&JsModel::load>("load"),
-       JsModel::InstanceMethod<&JsModel::save>("save"), JsModel::InstanceMethod<&JsModel::call>("call")});
+       JsModel::InstanceMethod<&JsModel::assign_all>("assignAll"), JsModel::InstanceMethod<&JsModel::draw>("draw"),
+       JsModel::InstanceMethod<&JsModel::load>("load"), JsModel::InstanceMethod<&JsModel::save>("save"),
+       JsModel::InstanceMethod<&JsModel::call>("call")});
   data_of(env).model = Napi::Persistent(ctor);
   exports.Set("createModel", Napi::Function::New(env, create, "createModel"));
   exports.Set("modelKinds", Napi::Function::New(env, [](const Napi::CallbackInfo& info) {

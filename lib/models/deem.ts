@@ -113,6 +113,11 @@ export class Deem extends Module {
     return new Deem(await createHandle('deem', config, options), config)
   }
 
+  /** @internal Built for weights that come from files, see `createHandle`. */
+  static async undrawn(config: object, options: CreateOptions): Promise<Deem> {
+    return new Deem(await createHandle('deem', config, options, false), config)
+  }
+
   /** The losses `loss`, `loss_txt`, `loss_img`, `loss_sniffer` as scalars, with a graph unless `grad` is false. */
   forward(
     inputs: DeemTrainInputs,

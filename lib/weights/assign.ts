@@ -41,6 +41,8 @@ interface FileMoves {
 }
 export interface Plan {
   files: FileMoves[]
+  /** Parameters that keep a starting value, or rows of one. */
+  fresh: string[]
   report: WeightsReport
 }
 
@@ -52,6 +54,7 @@ export function planAssignment(model: Module, sources: readonly WeightSource[]):
   const aliases = model.aliases()
   const report: WeightsReport = { missing: [], unexpected: [], misshapen: [] }
   const filled = new Set<string>()
+  const whole = new Set<string>()
   const files: FileMoves[] = []
   for (const source of sources)
     for (const { path, tensors } of source.files) {
@@ -72,13 +75,14 @@ export function planAssignment(model: Module, sources: readonly WeightSource[]):
           const move = moveOf(tensor, target, shape)
           if (!move) report.misshapen.push({ name, shape, stored: tensor.shape, dtype: tensor.dtype })
           else (filled.has(few?.name ?? own) ? file.repeats : file.moves).push(move)
+          if (move && shape[0] === target.shape[0]) whole.add(few?.name ?? own)
           filled.add(few?.name ?? own)
         }
       }
     }
   for (const name of parameters.keys())
     if (!filled.has(name) && sources.some((s) => s.naming.covers(name))) report.missing.push(name)
-  return { files, report }
+  return { files, fresh: [...parameters.keys()].filter((name) => !whole.has(name)), report }
 }
 
 /** Shape in which a parameter is stored. */

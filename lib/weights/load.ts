@@ -79,15 +79,15 @@ export async function loadDeem(source: string | DeemPieces, options: LoadDeemOpt
   )
   const model = scope.keep(await built(config, { ...create, ...call }, where))
   if (tokenizer) checkTokens(tokenizer, config, where)
-  if (masters !== undefined) model.keepMasters(masters)
   const plan = planAssignment(model, sources)
-  if (start) {
-    const shape = model.parameters().find((p) => p.name === negativePrompt)?.shape ?? []
-    if (`${shape}` !== `${start.shape}`)
-      plan.report.misshapen.push({ name: negativePrompt, shape, stored: start.shape, dtype: start.dtype })
-    else model.assign(negativePrompt, start)
-  }
+  const shape = model.parameters().find((p) => p.name === negativePrompt)?.shape ?? []
+  const starts = start && `${shape}` === `${start.shape}`
+  if (start && !starts)
+    plan.report.misshapen.push({ name: negativePrompt, shape, stored: start.shape, dtype: start.dtype })
   if (strict && !isClean(plan.report)) throw weightsError(nameOf(source), plan.report)
+  await model.draw(plan.fresh, call)
+  if (masters !== undefined) model.keepMasters(masters)
+  if (starts) model.assign(negativePrompt, start)
   await assignPlan(model, plan, { ...call, ...(onProgress && { onProgress }) })
   scope.release(model)
   return { model, config, ...(tokenizer && { tokenizer }), ...(!strict && { report: plan.report }) }
@@ -122,7 +122,7 @@ async function readFolder(folder: string, call: VariantOptions): Promise<Assembl
 
 async function built(config: JsonObject, options: CreateOptions, where: string): Promise<Deem> {
   try {
-    return await Deem.build(config, options)
+    return await Deem.undrawn(config, options)
   } catch (cause) {
     if (DeemError.isInstance(cause) && cause.code === 'ERR_CONFIG') throw causedBy(cause, 'ERR_CONFIG', where)
     throw cause

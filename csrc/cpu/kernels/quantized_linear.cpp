@@ -250,7 +250,7 @@ static bool prepare_row(const float* x, const QuantFormat& f, int8_t* out) {
   constexpr int kHalves = 8 / Bits, kNumbers = 64 * kHalves, kGroups = kNumbers / 32;
   constexpr int kWords = 16 / kGroups;  // of the block that belong to a group
   constexpr float kMost = P == 2 ? 127 * 128 : 63 * 16384;
-  const __m512 half = _mm512_set1_ps(0.5f), infinity = _mm512_set1_ps(std::numeric_limits<float>::infinity());
+  const __m512 half = _mm512_set1_ps(0.5f), infinity = _mm512_set1_ps(__builtin_inff());
   for (int64_t from = 0; from < f.cols; from += kNumbers, out += kBlockBytes<Bits, P>) {
     int32_t* zeros = (int32_t*)(out + kHalves * P * 64);
     float *scales = (float*)(zeros + 16), *sums = scales + 16;
@@ -299,8 +299,8 @@ static bool prepare_row(const float* x, const QuantFormat& f, int8_t* out) {
 // R rows of weights from r on with M prepared rows of x, `step` bytes apart. A block of x is three to seven times as long as one of
 // weights, so that one row of x is read for several rows of weights.
 template <int Bits, int P, int M, int R, bool Symmetric>
-DEEM_INLINE void rows_by_integers(const QuantizedGemvArgs& a, int64_t r, const Layout& f, int64_t first, const int8_t* x,
-                                  int64_t step) {
+DEEM_INLINE void rows_by_integers(const QuantizedGemvArgs& a, int64_t r, const Layout& f, int64_t first,
+                                  const int8_t* x, int64_t step) {
   constexpr int64_t kHalves = 8 / Bits, kNumbers = 64 * kHalves;
   const uint8_t* row = a.packed + r * f.row_bytes;
   // Which group of a block each of the 16 words belongs to.
