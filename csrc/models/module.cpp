@@ -38,7 +38,6 @@ bool Quantization::covers(const std::string& name) const {
   return std::any_of(include.begin(), include.end(), [&](const std::string& p) { return matches(p, name); });
 }
 
-// In place: loading needs no more than one tensor beside the model.
 Tensor ParameterStore::start(const Shape& shape, const Init& init, uint64_t stream) const {
   if (init.kind == Init::Kind::constant) return Tensor::full(shape, init.a);
   if (init.kind == Init::Kind::table) return init.table();

@@ -396,7 +396,7 @@ test.serial('bad answers', async (t) => {
     ['org/tiny-deem@gone', 'ERR_IO', /'org\/tiny-deem@gone': the hub has no such revision/],
     ['org/tiny-deem@../x', 'ERR_VALUE', /no branch, tag or commit/],
     ['a/b/c', 'ERR_IO', /no path that exists, no model of the package, and no id of the hub/],
-    ['../b', 'ERR_IO', /no path that exists, no model of the package, and no id of the hub/],
+    ['../no-such-model', 'ERR_IO', /no path that exists, no model of the package, and no id of the hub/],
     ['nothing', 'ERR_IO', /no path that exists, no model of the package, and no id of the hub/],
     ['', 'ERR_IO', /no path that exists, no model of the package, and no id of the hub/],
   ] as const) {

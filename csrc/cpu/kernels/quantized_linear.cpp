@@ -250,7 +250,7 @@ static bool prepare_row(const float* x, const QuantFormat& f, int8_t* out) {
   constexpr int kHalves = 8 / Bits, kNumbers = 64 * kHalves, kGroups = kNumbers / 32;
   constexpr int kWords = 16 / kGroups;  // of the block that belong to a group
   constexpr float kMost = P == 2 ? 127 * 128 : 63 * 16384;
-  const __m512 half = _mm512_set1_ps(0.5f), infinity = _mm512_set1_ps(__builtin_inff());
+  const __m512 one_half = _mm512_set1_ps(0.5f), infinity = _mm512_set1_ps(__builtin_inff());
   for (int64_t from = 0; from < f.cols; from += kNumbers, out += kBlockBytes<Bits, P>) {
     int32_t* zeros = (int32_t*)(out + kHalves * P * 64);
     float *scales = (float*)(zeros + 16), *sums = scales + 16;
@@ -270,7 +270,7 @@ static bool prepare_row(const float* x, const QuantFormat& f, int8_t* out) {
       const float scale = most / kMost, inverse = most > 0 ? kMost / most : 0.0f;
       __m512i q[2];
       for (int i = 0; i < 2; i++) {
-        const __m512 scaled = _mm512_add_ps(_mm512_mul_ps(v[i], _mm512_set1_ps(inverse)), half);
+        const __m512 scaled = _mm512_add_ps(_mm512_mul_ps(v[i], _mm512_set1_ps(inverse)), one_half);
         q[i] = _mm512_cvt_roundps_epi32(scaled, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
         __m512i rest = q[i];
         int8_t* to = out + (Bits == 4 ? i * P * 64 + g * 16 : g * 32 + i * 16);
@@ -322,7 +322,7 @@ DEEM_INLINE void rows_by_integers(const QuantizedGemvArgs& a, int64_t r, const L
     for (int64_t i = 0; i < n; i += kNumbers, x += kBlockBytes<Bits, P>)
       for (int k = 0; k < R; k++) {
         const uint8_t* at_codes = row + k * f.row_bytes + (c + i) / kHalves;
-        // A row's scales, read before its codes, hide from the hardware that one row follows the other.
+        // A row's scales, read before its codes, hide from the hardware what comes next: the rest of this row, or the next rows.
         _mm_prefetch((const char*)at_codes + (R == 1 ? 1536 : R * f.row_bytes), _MM_HINT_T0);
         const __m512i bytes = _mm512_loadu_si512(at_codes);
         __m512i codes[kHalves];
