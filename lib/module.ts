@@ -139,8 +139,8 @@ export class Module implements Disposable {
     const handles = Object.values(values).map((t) => t.handle)
     return run(() => this.handle.assignAll(Object.keys(values), handles, leading), call)
   }
-  /** @internal The starting values of parameters of a model that was built without. */
-  draw(names: string[], call: CallOptions = {}): Promise<void> {
+  /** @internal Gives parameters the starting values that they were built without; does nothing to others. */
+  initialize(names: string[], call: CallOptions = {}): Promise<void> {
     return run(() => this.handle.draw(names), call)
   }
   zeroGrad(): void {
@@ -224,16 +224,16 @@ function handlesOf(tensors: Record<string, Tensor | undefined>): Record<string, 
 
 /**
  * @internal
- * Without `draw`, parameters that start at random hold nothing yet: each has to be drawn (`Module.draw`) or assigned before it is used.
+ * Without `initialize`, parameters that start at random hold nothing yet: each needs `Module.initialize` or a value before it is used.
  */
 export async function createHandle(
   kind: string,
   config: object,
   { seed = 0, dtype = 'f32', device, ...call }: CreateOptions,
-  draw = true,
+  initialize = true,
 ): Promise<NativeModel> {
   if (!Number.isSafeInteger(seed)) throw new DeemError('ERR_VALUE', `a seed must be a whole number but is ${seed}`)
-  return run(() => native.createModel(kind, optionsJson(config), seed, dtype, device, draw), call)
+  return run(() => native.createModel(kind, optionsJson(config), seed, dtype, device, initialize), call)
 }
 
 /** Picks an output by name; throws ERR_VALUE naming what there is. */

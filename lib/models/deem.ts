@@ -114,7 +114,7 @@ export class Deem extends Module {
   }
 
   /** @internal Built for weights that come from files, see `createHandle`. */
-  static async undrawn(config: object, options: CreateOptions): Promise<Deem> {
+  static async uninitialized(config: object, options: CreateOptions): Promise<Deem> {
     return new Deem(await createHandle('deem', config, options, false), config)
   }
 

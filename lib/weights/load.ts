@@ -85,7 +85,7 @@ export async function loadDeem(source: string | DeemPieces, options: LoadDeemOpt
   if (start && !starts)
     plan.report.misshapen.push({ name: negativePrompt, shape, stored: start.shape, dtype: start.dtype })
   if (strict && !isClean(plan.report)) throw weightsError(nameOf(source), plan.report)
-  await model.draw(plan.fresh, call)
+  await model.initialize(plan.fresh, call)
   if (masters !== undefined) model.keepMasters(masters)
   if (starts) model.assign(negativePrompt, start)
   await assignPlan(model, plan, { ...call, ...(onProgress && { onProgress }) })
@@ -122,7 +122,7 @@ async function readFolder(folder: string, call: VariantOptions): Promise<Assembl
 
 async function built(config: JsonObject, options: CreateOptions, where: string): Promise<Deem> {
   try {
-    return await Deem.undrawn(config, options)
+    return await Deem.uninitialized(config, options)
   } catch (cause) {
     if (DeemError.isInstance(cause) && cause.code === 'ERR_CONFIG') throw causedBy(cause, 'ERR_CONFIG', where)
     throw cause

@@ -312,6 +312,26 @@ test('strict: false lists what does not fit and leaves it fresh', async (t) => {
   })
 })
 
+test('what no file holds starts as in a model that was built, also rounded and in few bits', async (t) => {
+  const gone = 'mm_decoder.layers.0.mlp.up_proj.weight'
+  const folder = copyOf('deem')
+  await editWeights(folder, 'model', (all) => {
+    delete all[gone]
+  })
+  for (const options of [{ dtype: 'bf16' as const }, { quantize: { bits: 4 as const, group: 32 as const } }]) {
+    const { model, config, report } = await loadDeem(folder, { strict: false, seed: 3, ...options })
+    using fresh = await Deem.build(config, { seed: 3, ...('dtype' in options && { dtype: options.dtype }) })
+    using other = await Deem.build(config, { seed: 4, ...('dtype' in options && { dtype: options.dtype }) })
+    const [name = ''] = report?.missing ?? []
+    t.true(name.startsWith(gone), `${report?.missing}`)
+    using start = model.view(name)
+    using same = fresh.view(name)
+    using unlike = other.view(name)
+    t.deepEqual(start.read(), same.read())
+    t.notDeepEqual(start.read(), unlike.read())
+  }
+})
+
 test('library housekeeping in config.json is no key of the model', async (t) => {
   const folder = copyOf('deem')
   editJson(join(folder, 'config.json'), (c) => ({ ...c, _name_or_path: 'x', transformers_version: '4.31.0' }))
