@@ -1,4 +1,6 @@
-// Threads of the CPU kernels. Plain OpenMP underneath; the split is static, so the same thread count gives the same bits.
+// Threads of the CPU kernels. Plain OpenMP underneath. How work is cut up depends on sizes and the number of threads alone, so the same
+// number gives the same bits; large work is cut finer than threads are many, and they take pieces as they come: on a shared
+// machine one core may have half the speed of another, and so may memory.
 #pragma once
 #include <omp.h>
 
@@ -11,39 +13,61 @@ int num_threads();  // what parallel_for uses; default: physical cores the proce
 void unbind_this_thread();
 void set_num_threads(int n);  // throws ValueError outside 1..256
 
+constexpr int64_t kPieces = 4;  // of a thread, where work is large
+
 // Calls f(begin, end) on disjoint ranges that cover 0..n. `cost` is a rough number of scalar operations per item; work
-// under about 32k operations stays on the calling thread, where waking a team would cost more than it saves.
+// under about 32k operations stays on the calling thread, where waking a team would cost more than it saves, and work that may still lie in
+// a core's own cache goes to the same threads each time.
 template <class F>
 [[gnu::always_inline]] inline void parallel_for(int64_t n, int64_t cost, F&& f) {
-  int threads = n * cost < 32768 ? 1 : num_threads();
-  if (threads > n) threads = int(n);
+  constexpr int64_t kLarge = 1 << 22;
+  int64_t threads = n * cost < 32768 ? 1 : num_threads();
+  if (threads > n) threads = n;
   if (threads <= 1) {
     if (n > 0) f(int64_t(0), n);
     return;
   }
-#pragma omp parallel for num_threads(threads) schedule(static, 1)
-  for (int t = 0; t < threads; t++) f(n * t / threads, n * (t + 1) / threads);
-}
-
-// Calls first(t) and, when all of those are done, then(t), for t in 0..n, on up to n threads.
-template <class F, class G>
-[[gnu::always_inline]] inline void parallel_phases(int64_t n, F&& first, G&& then) {
-  if (n == 1) {
-    first(int64_t(0));
-    then(int64_t(0));
+  if (n * cost < kLarge) {
+#pragma omp parallel for num_threads(int(threads)) schedule(static, 1)
+    for (int64_t t = 0; t < threads; t++) f(n * t / threads, n * (t + 1) / threads);
     return;
   }
-#pragma omp parallel num_threads(int(n))
+  const int64_t pieces = n < kPieces * threads ? n : kPieces * threads;
+#pragma omp parallel for num_threads(int(threads)) schedule(dynamic, 1)
+  for (int64_t i = 0; i < pieces; i++) f(n * i / pieces, n * (i + 1) / pieces);
+}
+
+// Calls first(i, thread) for i in 0..n and, when all of those are done, then(i, thread) for i in 0..m, on up to `threads` threads, which take
+// items as they come; `thread`, below `threads`, is whose scratch memory to use.
+template <class F, class G>
+[[gnu::always_inline]] inline void parallel_phases(int64_t threads, int64_t n, F&& first, int64_t m, G&& then) {
+  if (threads == 1) {
+    for (int64_t i = 0; i < n; i++) first(i, int64_t(0));
+    for (int64_t i = 0; i < m; i++) then(i, int64_t(0));
+    return;
+  }
+#pragma omp parallel num_threads(int(threads))
   {
-    const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    for (int64_t t = me; t < n; t += all) first(t);
-#pragma omp barrier
-    for (int64_t t = me; t < n; t += all) then(t);
+    const int64_t me = omp_get_thread_num();
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < n; i++) first(i, me);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = 0; i < m; i++) then(i, me);
   }
 }
 
-// parallel_for in chunks that threads take as they come, for work whose speed the memory sets: it serves one thread better than another.
-// Only for items whose results do not depend on each other's.
+// Calls f(i, thread) for i in 0..n in the same way.
+template <class F>
+[[gnu::always_inline]] inline void parallel_items(int64_t threads, int64_t n, F&& f) {
+  if (threads == 1) {
+    for (int64_t i = 0; i < n; i++) f(i, int64_t(0));
+    return;
+  }
+#pragma omp parallel for num_threads(int(threads)) schedule(dynamic, 1)
+  for (int64_t i = 0; i < n; i++) f(i, int64_t(omp_get_thread_num()));
+}
+
+// parallel_for in many chunks, however little the work, where its speed is that of the memory, which serves one thread better than another.
 template <class F>
 [[gnu::always_inline]] inline void parallel_chunks(int64_t n, int64_t cost, F&& f) {
   const int threads = n * cost < 32768 ? 1 : num_threads();

@@ -181,18 +181,15 @@ DEEM_INLINE float dot(const A* a, const T* b, int64_t n) {
   return sum;
 }
 
-// Runs task(i, scratch) for i in 0..n, `workers` ranges of them side by side.
+// Runs task(i, scratch) for i in 0..n, up to `workers` of them side by side.
 template <class F>
 DEEM_INLINE void run_tasks(const AttentionProblem& p, int64_t n, F&& task) {
-  int64_t workers = p.workers < n ? p.workers : n;
-  parallel_for(workers, 32768, [&](int64_t begin, int64_t end) {
-    for (int64_t w = begin; w < end; w++)
-      for (int64_t i = n * w / workers; i < n * (w + 1) / workers; i++) task(i, p.scratch + w * p.scratch_stride);
-  });
+  parallel_items(min(p.workers, max<int64_t>(n, 1)), n,
+                 [&](int64_t i, int64_t worker) { task(i, p.scratch + worker * p.scratch_stride); });
 }
 
 // Alternates between both ends, 0, n - 1, 1, n - 2, ...: chunks of a causal triangle differ in work, and neighbours in this
-// order, which go to one worker, make up for each other.
+// order make up for each other.
 DEEM_INLINE int64_t fold(int64_t i, int64_t n) { return i % 2 ? n - 1 - i / 2 : i / 2; }
 
 }  // namespace deem::DEEM_ISA

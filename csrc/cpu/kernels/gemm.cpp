@@ -12,6 +12,7 @@ namespace deem::DEEM_ISA {
 
 constexpr int64_t kDepth = 512;                                  // numbers of a run
 constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block
+constexpr int64_t kLeastA = 56 / kRows, kLeastB = 32 / kCols;    // and the fewest that a panel of the other is worth fetching for
 constexpr int64_t kPartial = 3 << 15;                            // numbers of the tiles that wait between runs
 constexpr int64_t kShared = 1 << 23;  // of the operand that is packed whole, at most, or k is taken in parts
 
@@ -59,6 +60,7 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
       g.m <= g.n ? p.panels_b >= threads || p.panels_b >= p.panels_a : p.panels_a < threads && p.panels_b > p.panels_a;
   const int64_t streamed = p.share_a ? p.panels_b : p.panels_a, shared = p.share_a ? p.panels_a : p.panels_b;
   p.blocks = ceil_div(streamed, p.share_a ? kBlockB : kBlockA);
+  if (threads > 1) p.blocks = max(p.blocks, min(kPieces * threads, streamed / (p.share_a ? kLeastB : kLeastA)));
   p.blocks = min(streamed, ceil_div(p.blocks, threads) * threads);
   p.block = ceil_div(streamed, p.blocks);
   const int64_t most = max<int64_t>(1, kPartial / (p.block * kTile));
@@ -158,13 +160,11 @@ static void multiply_block(const Product& p, const float* shared, int64_t index,
 
 static void multiply(const Product& p, float* room, int64_t threads) {
   float *shared = room, *own = room + shared_numbers(p);
-  const int64_t panels = p.share_a ? p.panels_a : p.panels_b;
+  const int64_t panels = p.share_a ? p.panels_a : p.panels_b, packs = min(panels, threads > 1 ? kPieces * threads : 1);
   parallel_phases(
-      threads, [&](int64_t t) { pack_shared(p, shared, panels * t / threads, panels * (t + 1) / threads); },
-      [&](int64_t t) {
-        for (int64_t i = p.blocks * t / threads; i < p.blocks * (t + 1) / threads; i++)
-          multiply_block(p, shared, i, own + t * own_numbers(p));
-      });
+      threads, packs,
+      [&](int64_t i, int64_t) { pack_shared(p, shared, panels * i / packs, panels * (i + 1) / packs); }, p.blocks,
+      [&](int64_t i, int64_t thread) { multiply_block(p, shared, i, own + thread * own_numbers(p)); });
 }
 
 static void packed_gemm(const PackedGemmArgs& g) {
@@ -190,31 +190,26 @@ static void packed_gemm(const PackedGemmArgs& g) {
     p.bias = room;
   }
   const int64_t size = int64_t(size_of(g.dtype)), c_size = int64_t(size_of(g.c_dtype));
-  parallel_for(teams, teams > 1 ? 1 << 20 : 0, [&](int64_t first, int64_t last) {
-    float* mine = room + bias + first * (sums + need);
-    for (int64_t i = g.batch * first / teams; i < g.batch * last / teams; i++) {
-      Product item = p;
-      item.a.data = (const char*)g.a.data + i * g.a.step * size;
-      item.b.data = (const char*)g.b.data + i * g.b.step * size;
-      item.c = (char*)g.c + i * g.c_step * c_size;
-      if (parts == 1) {
-        multiply(item, mine + sums, of_team);
-        continue;
-      }
-      char* c = item.c;
-      if (sums) item.c = (char*)mine, item.c_row_stride = g.n, item.c_dtype = DType::f32;
-      for (; item.begin < g.k; item.begin += part, item.more = true) {
-        item.k = min(part, g.k - item.begin);
-        item.depth = min(p.depth, item.k);
-        multiply(item, mine + sums, of_team);
-      }
-      if (!sums) continue;
-      dispatch_float(g.c_dtype, "matmul", [&]<class T>(T) {
-        parallel_for(g.m, of_team > 1 ? g.n : 0, [&](int64_t from, int64_t to) {
-          round_rows<T>(mine + from * g.n, to - from, g.n, g.n, c + from * g.c_row_stride * c_size, g.c_row_stride);
-        });
-      });
+  parallel_items(teams, g.batch, [&](int64_t i, int64_t team) {
+    float* mine = room + bias + team * (sums + need);
+    Product item = p;
+    item.a.data = (const char*)g.a.data + i * g.a.step * size;
+    item.b.data = (const char*)g.b.data + i * g.b.step * size;
+    item.c = (char*)g.c + i * g.c_step * c_size;
+    if (parts == 1) return multiply(item, mine + sums, of_team);
+    char* c = item.c;
+    if (sums) item.c = (char*)mine, item.c_row_stride = g.n, item.c_dtype = DType::f32;
+    for (; item.begin < g.k; item.begin += part, item.more = true) {
+      item.k = min(part, g.k - item.begin);
+      item.depth = min(p.depth, item.k);
+      multiply(item, mine + sums, of_team);
     }
+    if (!sums) return;
+    dispatch_float(g.c_dtype, "matmul", [&]<class T>(T) {
+      parallel_for(g.m, of_team > 1 ? g.n : 0, [&](int64_t from, int64_t to) {
+        round_rows<T>(mine + from * g.n, to - from, g.n, g.n, c + from * g.c_row_stride * c_size, g.c_row_stride);
+      });
+    });
   });
   release(room, bytes);
 }

@@ -177,17 +177,13 @@ static void winograd(const WinogradArgs& a) {
     if (a.bias) widen((const T*)a.bias, a.s.out, p.bias);
     for (; p.begin < a.s.in; p.begin += p.depth) {
       p.depth = min(p.slice, a.s.in - p.begin);
-      const int64_t chunks = p.depth / kLanes, all = p.panels_b * chunks;
+      const int64_t chunks = p.depth / kLanes;
       parallel_phases(
-          threads,
-          [&](int64_t t) {
-            for (int64_t i = all * t / threads; i < all * (t + 1) / threads; i++)
-              transform_weights<T>(p, i / chunks, i % chunks * kLanes);
+          threads, p.panels_b,
+          [&](int64_t j, int64_t) {
+            for (int64_t i = 0; i < chunks; i++) transform_weights<T>(p, j, i * kLanes);
           },
-          [&](int64_t t) {
-            for (int64_t i = p.blocks * t / threads; i < p.blocks * (t + 1) / threads; i++)
-              convolve_block<T>(p, i, p.u + u + t * own);
-          });
+          p.blocks, [&](int64_t i, int64_t thread) { convolve_block<T>(p, i, p.u + u + thread * own); });
     }
   });
   release(p.bias, bytes);

@@ -8,6 +8,7 @@
 namespace deem::DEEM_ISA {
 
 constexpr int64_t kChunk = 256;  // tiles
+constexpr int64_t kTaken = 16;   // tiles that a thread takes at a time
 
 struct Plan {
   const WinogradWeightsArgs& a;
@@ -114,17 +115,14 @@ static void winograd_weights(const WinogradWeightsArgs& a) {
     for (int64_t first = 0; first < p.tiles.count; first += p.chunk) {
       const int64_t count = min(p.chunk, p.tiles.count - first);
       parallel_phases(
-          threads,
-          [&](int64_t t) {
-            for (int64_t i = count * t / threads; i < count * (t + 1) / threads; i++) {
+          threads, ceil_div(count, kTaken),
+          [&](int64_t part, int64_t) {
+            for (int64_t i = part * kTaken; i < min(count, (part + 1) * kTaken); i++) {
               transform_gradient<T>(p, first + i, i);
               transform_picture<T>(p, first + i, i);
             }
           },
-          [&](int64_t t) {
-            for (int64_t i = units * t / threads; i < units * (t + 1) / threads; i++)
-              multiply(p, i / p.panels_a, i % p.panels_a, count, first == 0);
-          });
+          units, [&](int64_t i, int64_t) { multiply(p, i / p.panels_a, i % p.panels_a, count, first == 0); });
     }
     parallel_for(a.s.out, a.s.in * 40, [&](int64_t begin, int64_t end) {
       for (int64_t o = begin; o < end; o++) transform_sums<T>(p, o);
