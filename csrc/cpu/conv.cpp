@@ -50,19 +50,19 @@ static RowsOf rows_of(const ConvSizes& s) { return pointwise(s) ? RowsOf::lines 
 static ColumnsOf columns_of(const ConvSizes& s) { return pointwise(s) ? ColumnsOf::across : ColumnsOf::patches; }
 static PackSource picture(const void* x, const ConvSizes& s) { return {x, s.in, 0, &s}; }
 
-// Where there are enough channels and tiles of 2 x 2 pixels for their transformations to pay, more where the transformed weights do not
-// stay in cache; measured by `npm run bench -- conv`.
-static bool winograd(const ConvSizes& s, int64_t fewest_channels) {
-  constexpr int64_t kFewestTiles = 64, kManyTiles = 192, kManyWeights = 1 << 18;
+// Where there are enough channels and tiles of 2 x 2 pixels for their transformations to pay; `fewest_tiles` is for weights that do not stay
+// in cache. Measured by `npm run bench -- conv`.
+static bool winograd(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
+  constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18;
   const int64_t tiles = s.n * ((s.oh + 1) / 2) * ((s.ow + 1) / 2), channels = s.in * s.out;
   return s.kh == 3 && s.kw == 3 && s.stride == 1 && s.in % 16 == 0 && s.out >= 16 &&
          channels >= fewest_channels * fewest_channels &&
-         tiles >= (channels > kManyWeights ? kManyTiles : kFewestTiles);
+         tiles >= (channels > kManyWeights ? fewest_tiles : kFewestTiles);
 }
 
 static void packed_forward(const ConvForwardArgs& a) {
   const ConvSizes& s = a.s;
-  if (winograd(s, 32)) return winograd_kernel(Device::cpu, {s, false, a.x, a.weight, a.bias, a.y});
+  if (winograd(s, 32, 16)) return winograd_kernel(Device::cpu, {s, false, a.x, a.weight, a.bias, a.y});
   packed(s, pixels(s), s.out, patch(s), rows_of(s), picture(a.x, s), ColumnsOf::lines, {a.weight, patch(s), 0, nullptr},
          a.bias, a.y);
 }
@@ -73,14 +73,14 @@ static void packed_data(const ConvDataArgs& a) {
   ConvSizes back = s;
   back.h = s.oh, back.w = s.ow, back.oh = s.h, back.ow = s.w, back.in = s.out, back.out = s.in;
   back.pad_top = s.kh - 1 - s.pad_top, back.pad_left = s.kw - 1 - s.pad_left;
-  if (winograd(back, 32)) return winograd_kernel(Device::cpu, {back, true, a.dy, a.weight, nullptr, a.dx});
+  if (winograd(back, 32, 16)) return winograd_kernel(Device::cpu, {back, true, a.dy, a.weight, nullptr, a.dx});
   packed(s, s.n * s.h * s.w, s.in, s.kh * s.kw * s.out, rows_of(back), picture(a.dy, back), ColumnsOf::taps,
          {a.weight, 0, 0, &s}, nullptr, a.dx);
 }
 
 static void packed_weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  if (winograd(s, 48)) winograd_weights_kernel(Device::cpu, {s, a.x, a.dy, a.dweight});
+  if (winograd(s, 48, 192)) winograd_weights_kernel(Device::cpu, {s, a.x, a.dy, a.dweight});
   else
     packed(s, s.out, patch(s), pixels(s), RowsOf::across, {a.dy, s.out, 0, nullptr}, columns_of(s), picture(a.x, s),
            nullptr, a.dweight);

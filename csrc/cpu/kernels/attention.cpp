@@ -123,13 +123,6 @@ static void forward_chunk(const AttentionArgs& a, int64_t b, int64_t h, int64_t 
   }
 }
 
-constexpr int64_t kAhead = 4;  // keys
-// Rows of one head lie as far apart as all heads together, where the hardware does not look ahead.
-template <class T>
-DEEM_INLINE void ask_for(const T* row, int64_t dim) {
-  for (int64_t i = 0; i < dim; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + i);
-}
-
 // A single query, as a decoding step has it, of all the heads that share one head of keys: keys and values are read once, where
 // they lie.
 template <class T>

@@ -11,7 +11,7 @@ namespace deem::DEEM_ISA {
 
 // Rows of a register block: its sums, one row of B and one number of A fill the registers.
 constexpr int64_t kRows = kLanes == 16 ? 8 : 6;
-typedef int32_t IntVec [[gnu::vector_size(kLanes * 4), gnu::may_alias]];
+using IntVec = IntLanes;
 
 constexpr int64_t kPanel = kAttentionPanel, kKeys = kAttentionKeys;
 
@@ -65,6 +65,7 @@ DEEM_INLINE void product_tile(const E* a, int64_t lda, const E* b, int64_t ldb, 
       else sum[i][j] = *(const Vec*)(c + i * ldc + j * kLanes);
       if (start == Start::scale) sum[i][j] *= factor[i];
     }
+#pragma GCC unroll 2
   for (int64_t p = 0; p < n; p++)
     for (int i = 0; i < R; i++)
       for (int j = 0; j < V; j++)
@@ -93,7 +94,8 @@ static void product(const E* a, int64_t lda, const E* b, int64_t ldb, int64_t ro
 #define DEEM_ROWS(R)                                                                         \
   product_rows<R, TA>(a + (TA ? i : i * lda), lda, b, ldb, cols, n, c + i * ldc, ldc, start, \
                       factor && start == Start::scale ? factor + i : factor)
-  for (; i + kRows <= rows; i += kRows) DEEM_ROWS(kRows);
+  // Eight rows in blocks of six and two would leave registers idle.
+  for (; i + kRows <= rows && !(kRows == 6 && rows - i == 8); i += kRows) DEEM_ROWS(kRows);
   for (; i + 4 <= rows; i += 4) DEEM_ROWS(4);
   for (; i + 2 <= rows; i += 2) DEEM_ROWS(2);
   if (i < rows) DEEM_ROWS(1);
@@ -119,11 +121,21 @@ DEEM_INLINE void pack_row(const bf16* x, int64_t dim, Pair* to) {
   for (int64_t d = dim; d < padded(dim); d++) out[d].bits = 0;
 }
 
+constexpr int64_t kAhead = 4;  // keys
+// Rows of one head lie as far apart as all heads together, where the hardware does not look ahead.
+template <class T>
+DEEM_INLINE void ask_for(const T* row, int64_t dim) {
+  for (int64_t i = 0; i < dim; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + i);
+}
+
 // The kept keys begin..end of one head as rows of elements.
 template <class T, class E>
 static void pack_keys(const HeadRows& x, int64_t b, int64_t h, const int32_t* order, int64_t begin, int64_t end,
                       int64_t dim, E* to) {
-  for (int64_t t = begin; t < end; t++, to += padded(dim) / kWide<E>) pack_row(row_of<T>(x, b, order[t], h), dim, to);
+  for (int64_t t = begin; t < end; t++, to += padded(dim) / kWide<E>) {
+    ask_for(row_of<T>(x, b, order[min(t + kAhead, end - 1)], h), dim);
+    pack_row(row_of<T>(x, b, order[t], h), dim, to);
+  }
 }
 
 // rows [n, padded(dim)] -> elements [dim / width, panel] times scale, the lanes past n zero up to a whole vector. Pairs take no

@@ -1,5 +1,7 @@
 // Input channels are taken in slices, whose transformed weights stay in the last cache. Of a slice, each thread takes blocks of tiles; of a
-// block, the 16 matrix products of a group of output channels wait for their transformation in the second-level cache.
+// block, the 16 matrix products of a group of output channels wait for their transformation in the second-level cache. Where there are fewer
+// tiles than output channels, the whole picture is transformed first, and each thread takes groups of output channels, whose transformed
+// weights never leave its second-level cache.
 #include "cpu/winograd.h"
 
 #include "core/memory.h"
@@ -13,15 +15,19 @@ constexpr int64_t kBlock = 126 / kRows;  // panels of tiles of a block
 constexpr int64_t kGroup = 64 / kCols;   // panels of output channels whose products wait for their transformation
 constexpr int64_t kDepth = 512;          // channels of a slice, at most
 constexpr int64_t kWeights = 1 << 22;    // transformed weights of a slice, about
+constexpr int64_t kFewTiles = 300;       // up to which the picture is transformed whole
+constexpr int64_t kFewGroup = 32 / kCols, kFewDepth = 128;
 
 struct Plan {
   const WinogradArgs& a;
   const Tiles tiles;
-  int64_t panels, panels_b;           // of tiles and of output channels
+  bool few;                           // tiles
+  int64_t height, panels, panels_b;   // of tiles, `height` a panel, and of output channels
   int64_t blocks, block;              // block: panels, at most
   int64_t slice, begin = 0, depth;    // channels begin..begin + depth are at work, of a slice
   int64_t u_point, v_point, m_point;  // from one of the 16 points to the next
   float* u;                           // transformed weights [point, panel, depth, kCols]
+  float* v;                           // of few tiles: the transformed picture [slice, point, panel, depth, kRows]
   float* bias;                        // [panels_b * kCols]
   float* sums;                        // like y, of the slices before; y itself where that is f32
 
@@ -31,12 +37,14 @@ struct Plan {
 static Plan plan_of(const WinogradArgs& a, int64_t threads) {
   const ConvSizes& s = a.s;
   Plan p(a);
+  p.few = p.tiles.count <= kFewTiles && 2 * p.tiles.count <= s.out;
   p.panels = ceil_div(p.tiles.count, kRows), p.panels_b = ceil_div(s.out, kCols);
-  p.blocks = min(p.panels, ceil_div(ceil_div(p.panels, kBlock), threads) * threads);
+  p.height = p.few ? ceil_div(p.tiles.count, p.panels) : kRows;
+  p.blocks = p.few ? 1 : min(p.panels, ceil_div(ceil_div(p.panels, kBlock), threads) * threads);
   p.block = ceil_div(p.panels, p.blocks);
-  const int64_t most = max<int64_t>(128, min(kDepth, kWeights / (kPoints * p.panels_b * kCols)));
+  const int64_t most = p.few ? kFewDepth : max<int64_t>(128, min(kDepth, kWeights / (kPoints * p.panels_b * kCols)));
   p.slice = whole_lanes(ceil_div(s.in, ceil_div(s.in, most)));
-  p.u_point = p.panels_b * p.slice * kCols + kGap;
+  p.u_point = (p.few ? kFewGroup : p.panels_b) * p.slice * kCols + kGap;
   p.v_point = p.block * p.slice * kRows + kGap;
   p.m_point = p.block * kGroup * kTile + kGap;
   return p;
@@ -61,12 +69,10 @@ DEEM_INLINE void transform_taps(const Vec (&g)[3][3], F&& to) {
   }
 }
 
-// Of panel j of output channels, channels c..c + kLanes of the slice.
+// Of panel j of output channels, channels c..c + kLanes.
 template <class T>
-static void transform_weights(const Plan& p, int64_t j, int64_t c) {
+static void transform_weights(const Plan& p, int64_t j, int64_t c, float* u) {
   const ConvSizes& s = p.a.s;
-  float* u = p.u + (j * p.depth + c) * kCols;
-  c += p.begin;
   for (int64_t v = 0; v < kVecs; v++) {
     const int64_t first = j * kCols + v * kLanes, count = max<int64_t>(0, min(kLanes, s.out - first));
     Vec g[3][3];
@@ -92,16 +98,12 @@ static void transform_weights(const Plan& p, int64_t j, int64_t c) {
   }
 }
 
-// `count` tiles from `first` on, to v: panels by line (gemm_tile.h), for every point.
+// Channels begin..begin + depth of a tile, to its line of a panel (gemm_tile.h), for every point.
 template <class T>
-static void transform_picture(const Plan& p, int64_t first, int64_t count, float* v) {
-  const ConvSizes& s = p.a.s;
-  for (int64_t at = 0; at < count; at++) {
-    const TilePicture<T> picture(s, p.tiles, first + at, p.a.x);
-    float* to = v + at / kRows * p.depth * kRows + at % kRows * kLanes;
-    for (int64_t c = p.begin; c < p.begin + p.depth; c += kLanes, to += kRows * kLanes)
-      picture.transform(c, [&](int point, Vec x) { store_vec(to + point * p.v_point, x); });
-  }
+DEEM_INLINE void transform_tile(const Plan& p, int64_t tile, int64_t begin, int64_t depth, float* to) {
+  const TilePicture<T> picture(p.a.s, p.tiles, tile, p.a.x);
+  for (int64_t c = begin; c < begin + depth; c += kLanes, to += kRows * kLanes)
+    picture.transform(c, [&](int point, Vec x) { store_vec(to + point * p.v_point, x); });
 }
 
 // A^T m A of `count` tiles from `first` on, in panels j..j + group of output channels.
@@ -113,7 +115,7 @@ static void transform_products(const Plan& p, int64_t first, int64_t count, int6
     const int64_t tile = first + at, y = p.tiles.y(tile), x = p.tiles.x(tile);
     const bool below = y + 1 < s.oh, right = x + 1 < s.ow;
     for (int64_t c = 0; c < group * kCols && j * kCols + c < s.out; c += kLanes) {
-      const float* from = m + (at / kRows * kGroup + c / kCols) * kTile + at % kRows * kCols + c % kCols;
+      const float* from = m + (at / p.height * kGroup + c / kCols) * kTile + at % p.height * kCols + c % kCols;
       const int64_t channel = j * kCols + c, lanes = min(kLanes, s.out - channel);
       Vec t[kOutSide][kSide];
 #pragma GCC unroll 4
@@ -149,7 +151,8 @@ static void convolve_block(const Plan& p, int64_t index, float* own) {
   const int64_t begin = p.panels * index / p.blocks, panels = p.panels * (index + 1) / p.blocks - begin;
   const int64_t first = begin * kRows, count = min(panels * kRows, p.tiles.count - first);
   float *v = own, *m = own + kPoints * p.v_point;
-  transform_picture<T>(p, first, count, v);
+  for (int64_t at = 0; at < count; at++)
+    transform_tile<T>(p, first + at, p.begin, p.depth, v + at / kRows * p.depth * kRows + at % kRows * kLanes);
   for (int64_t j = 0; j < p.panels_b; j += kGroup) {
     const int64_t group = min(kGroup, p.panels_b - j);
     for (int64_t point = 0; point < kPoints; point++)
@@ -162,29 +165,81 @@ static void convolve_block(const Plan& p, int64_t index, float* own) {
   }
 }
 
+// Slices one after the other.
+template <class T>
+static void convolve_slices(Plan& p, float* own, int64_t own_numbers, int64_t threads) {
+  for (; p.begin < p.a.s.in; p.begin += p.depth) {
+    p.depth = min(p.slice, p.a.s.in - p.begin);
+    parallel_phases(
+        threads, p.panels_b,
+        [&](int64_t j, int64_t) {
+          float* u = p.u + j * p.depth * kCols;
+          for (int64_t c = 0; c < p.depth; c += kLanes) transform_weights<T>(p, j, p.begin + c, u + c * kCols);
+        },
+        p.blocks, [&](int64_t i, int64_t thread) { convolve_block<T>(p, i, own + thread * own_numbers); });
+  }
+}
+
+// ---- few tiles ------------------------------------------------------------------------------------------------------
+
+// Output channels of panels j..j + group, of all tiles. own: transformed weights of a slice, then [kPoints] of m_point.
+template <class T>
+static void convolve_group(const Plan& p, int64_t j, int64_t group, float* own) {
+  const ConvSizes& s = p.a.s;
+  float *u = own, *m = own + kPoints * p.u_point;
+  for (int64_t begin = 0; begin < s.in; begin += p.slice) {
+    const int64_t depth = min(p.slice, s.in - begin);
+    const float* v = p.v + begin / p.slice * kPoints * p.v_point;
+    for (int64_t g = 0; g < group; g++)
+      for (int64_t c = 0; c < depth; c += kLanes)
+        transform_weights<T>(p, j + g, begin + c, u + (g * depth + c) * kCols);
+    for (int64_t point = 0; point < kPoints; point++)
+      for (int64_t i = 0; i < p.panels; i++)
+        for (int64_t g = 0; g < group; g++) {
+          float* sum = m + point * p.m_point + (i * kGroup + g) * kTile;
+          tile_of<Rows::by_line>(min(p.height, p.tiles.count - i * p.height), s.out - (j + g) * kCols)(
+              depth, v + point * p.v_point + i * depth * kRows, u + point * p.u_point + g * depth * kCols,
+              begin == 0 ? nullptr : sum, kCols, sum, kCols);
+        }
+  }
+  transform_products<T>(p, 0, p.tiles.count, j, group, m);
+}
+
+template <class T>
+static void convolve_few(Plan& p, float* own, int64_t own_numbers, int64_t threads) {
+  p.depth = p.a.s.in;  // sums are whole when they are transformed
+  parallel_phases(
+      threads, p.tiles.count,
+      [&](int64_t tile, int64_t) {
+        for (int64_t begin = 0; begin < p.a.s.in; begin += p.slice) {
+          const int64_t depth = min(p.slice, p.a.s.in - begin), panel = tile / p.height, line = tile % p.height;
+          transform_tile<T>(p, tile, begin, depth,
+                            p.v + begin / p.slice * kPoints * p.v_point + panel * depth * kRows + line * kLanes);
+        }
+      },
+      ceil_div(p.panels_b, kFewGroup),
+      [&](int64_t i, int64_t thread) {
+        const int64_t j = i * kFewGroup;
+        convolve_group<T>(p, j, min(kFewGroup, p.panels_b - j), own + thread * own_numbers);
+      });
+}
+
 static void winograd(const WinogradArgs& a) {
   const int64_t threads = num_threads();
   Plan p = plan_of(a, threads);
-  const int64_t own = kPoints * (p.v_point + p.m_point), padded = p.panels_b * kCols, u = kPoints * p.u_point;
-  const bool in_y = a.s.dtype == DType::f32 || p.slice >= a.s.in;
+  const int64_t padded = p.panels_b * kCols, slices = ceil_div(a.s.in, p.slice);
+  const int64_t shared = kPoints * (p.few ? slices * p.v_point : p.u_point);
+  const int64_t own = kPoints * ((p.few ? p.u_point : p.v_point) + p.m_point);
+  const bool in_y = a.s.dtype == DType::f32 || p.few || slices == 1;
   const int64_t sums = in_y ? 0 : a.s.n * a.s.oh * a.s.ow * a.s.out;
-  const size_t bytes = scratch_size(size_t(padded + u + threads * own + sums) * sizeof(float));
+  const size_t bytes = scratch_size(size_t(padded + shared + threads * own + sums) * sizeof(float));
   p.bias = (float*)allocate(bytes);
-  p.u = p.bias + padded;
-  p.sums = in_y ? (float*)a.y : p.u + u + threads * own;
+  p.u = p.v = p.bias + padded;
+  p.sums = in_y ? (float*)a.y : p.u + shared + threads * own;
   dispatch_float(a.s.dtype, "conv2d", [&]<class T>(T) {
     clear(p.bias, padded);
     if (a.bias) widen((const T*)a.bias, a.s.out, p.bias);
-    for (; p.begin < a.s.in; p.begin += p.depth) {
-      p.depth = min(p.slice, a.s.in - p.begin);
-      const int64_t chunks = p.depth / kLanes;
-      parallel_phases(
-          threads, p.panels_b,
-          [&](int64_t j, int64_t) {
-            for (int64_t i = 0; i < chunks; i++) transform_weights<T>(p, j, i * kLanes);
-          },
-          p.blocks, [&](int64_t i, int64_t thread) { convolve_block<T>(p, i, p.u + u + thread * own); });
-    }
+    (p.few ? convolve_few<T> : convolve_slices<T>)(p, p.u + shared, own, threads);
   });
   release(p.bias, bytes);
 }
