@@ -210,34 +210,32 @@ static void finish_queries(const AttentionBackwardArgs& a) {
 template <class T>
 static void backward_all(const AttentionBackwardArgs& a) {
   const AttentionProblem& p = a.p;
-  int64_t group = p.heads / p.kv_heads, pairs = p.batches * p.kv_heads, workers = p.workers;
+  const int64_t group = p.heads / p.kv_heads, pairs = p.batches * p.kv_heads, workers = p.workers;
   bool keys = a.dk || a.dv, queries = a.dq_sum;
   // One pass per key head needs five products, a pass for the keys and one for the queries four and three, but they can
-  // be cut finer. Sums are the same.
-  bool once = keys && queries && (pairs + workers - 1) / workers * 5 * workers <= pairs * 7;
-  if (once) {
-    run_tasks(p, pairs, [&](int64_t task, float* scratch) {
-      int64_t h = task % p.kv_heads;
-      backward_keys<T>(a, {task / p.kv_heads, h, 0, 0, h * group, (h + 1) * group, 0, p.tq, true, true}, scratch);
+  // be cut finer: for heads that would leave workers idle. Sums are the same.
+  const int64_t rest = pairs % workers, once = !keys || !queries ? 0 : 7 * rest < 5 * workers ? pairs - rest : pairs;
+  run_tasks(p, once, [&](int64_t task, float* scratch) {
+    int64_t h = task % p.kv_heads;
+    backward_keys<T>(a, {task / p.kv_heads, h, 0, 0, h * group, (h + 1) * group, 0, p.tq, true, true}, scratch);
+  });
+  int64_t chunks = (p.tk + p.chunk - 1) / p.chunk;
+  if (keys)
+    run_tasks(p, (pairs - once) * chunks, [&](int64_t task, float* scratch) {
+      int64_t pair = once + task / chunks, b = pair / p.kv_heads, h = pair % p.kv_heads,
+              begin = fold(task % chunks, chunks) * p.chunk;
+      int64_t count = p.plan[b * p.plan_stride];
+      if (begin == 0 || begin < count)
+        backward_part<T>(a, {b, h, begin, min(count, begin + p.chunk), h * group, (h + 1) * group, 0, p.tq, true, false},
+                         scratch);
     });
-  } else {
-    int64_t chunks = (p.tk + p.chunk - 1) / p.chunk;
-    if (keys)
-      run_tasks(p, pairs * chunks, [&](int64_t task, float* scratch) {
-        int64_t pair = task / chunks, b = pair / p.kv_heads, h = pair % p.kv_heads,
-                begin = fold(task % chunks, chunks) * p.chunk;
-        int64_t count = p.plan[b * p.plan_stride];
-        if (begin == 0 || begin < count)
-          backward_part<T>(
-              a, {b, h, begin, min(count, begin + p.chunk), h * group, (h + 1) * group, 0, p.tq, true, false}, scratch);
-      });
-    chunks = (p.tq + p.chunk - 1) / p.chunk;
-    if (queries)
-      run_tasks(p, p.batches * p.heads * chunks, [&](int64_t task, float* scratch) {
-        int64_t b = task / chunks / p.heads, h = task / chunks % p.heads, begin = fold(task % chunks, chunks) * p.chunk;
-        backward_keys<T>(a, {b, h / group, 0, 0, h, h + 1, begin, min(p.tq, begin + p.chunk), false, true}, scratch);
-      });
-  }
+  chunks = (p.tq + p.chunk - 1) / p.chunk;
+  if (queries)
+    run_tasks(p, (pairs - once) * group * chunks, [&](int64_t task, float* scratch) {
+      int64_t head = once * group + task / chunks, b = head / p.heads, h = head % p.heads,
+              begin = fold(task % chunks, chunks) * p.chunk;
+      backward_keys<T>(a, {b, h / group, 0, 0, h, h + 1, begin, min(p.tq, begin + p.chunk), false, true}, scratch);
+    });
   if (queries && a.dq != a.dq_sum) finish_queries<T>(a);
 }
 
