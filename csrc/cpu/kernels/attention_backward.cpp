@@ -226,8 +226,8 @@ static void backward_all(const AttentionBackwardArgs& a) {
               begin = fold(task % chunks, chunks) * p.chunk;
       int64_t count = p.plan[b * p.plan_stride];
       if (begin == 0 || begin < count)
-        backward_part<T>(a, {b, h, begin, min(count, begin + p.chunk), h * group, (h + 1) * group, 0, p.tq, true, false},
-                         scratch);
+        backward_part<T>(
+            a, {b, h, begin, min(count, begin + p.chunk), h * group, (h + 1) * group, 0, p.tq, true, false}, scratch);
     });
   chunks = (p.tq + p.chunk - 1) / p.chunk;
   if (queries)

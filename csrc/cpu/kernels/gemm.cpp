@@ -11,8 +11,8 @@
 namespace deem::DEEM_ISA {
 
 constexpr int64_t kDepth = 512;                                  // numbers of a run
-constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block
-constexpr int64_t kLeastA = 56 / kRows, kLeastB = 32 / kCols;    // and the fewest that a panel of the other is worth fetching for
+constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block, at most
+constexpr int64_t kLeastA = 56 / kRows, kLeastB = 32 / kCols;    // at least: each panel of the other is fetched for it
 constexpr int64_t kPartial = 3 << 15;                            // numbers of the tiles that wait between runs
 constexpr int64_t kShared = 1 << 23;  // of the operand that is packed whole, at most, or k is taken in parts
 
@@ -162,9 +162,8 @@ static void multiply(const Product& p, float* room, int64_t threads) {
   float *shared = room, *own = room + shared_numbers(p);
   const int64_t panels = p.share_a ? p.panels_a : p.panels_b, packs = min(panels, threads > 1 ? kPieces * threads : 1);
   parallel_phases(
-      threads, packs,
-      [&](int64_t i, int64_t) { pack_shared(p, shared, panels * i / packs, panels * (i + 1) / packs); }, p.blocks,
-      [&](int64_t i, int64_t thread) { multiply_block(p, shared, i, own + thread * own_numbers(p)); });
+      threads, packs, [&](int64_t i, int64_t) { pack_shared(p, shared, panels * i / packs, panels * (i + 1) / packs); },
+      p.blocks, [&](int64_t i, int64_t thread) { multiply_block(p, shared, i, own + thread * own_numbers(p)); });
 }
 
 static void packed_gemm(const PackedGemmArgs& g) {
