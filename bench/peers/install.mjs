@@ -22,7 +22,11 @@ run('llama.cpp and onnxruntime', 'npm', ['install', '--omit=optional', '--no-aud
   ONNXRUNTIME_NODE_INSTALL: 'skip',
   ONNXRUNTIME_NODE_INSTALL_CUDA: 'skip',
 })
-// What is installed already, a PyTorch for instance, is used.
-if (existsSync(python) || run('Python environment', 'python3', ['-m', 'venv', '--system-site-packages', '.venv']))
-  run('PyTorch and writers of models', python, ['-m', 'pip', 'install', '-q', 'torch==2.13.0', 'numpy', 'gguf', 'onnx'])
+// What is installed already, a PyTorch for instance, is used. One by one: pip installs nothing where one of several is missing.
+if (existsSync(python) || run('Python environment', 'python3', ['-m', 'venv', '--system-site-packages', '.venv'])) {
+  const install = (what, ...packages) => run(what, python, ['-m', 'pip', 'install', '-q', ...packages])
+  install('PyTorch', 'torch==2.13.0', 'numpy')
+  install('what writes a GGUF file for llama.cpp', 'gguf')
+  install('what writes a model for onnxruntime', 'onnx')
+}
 process.exit(failed ? 1 : 0)

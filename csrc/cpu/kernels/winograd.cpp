@@ -11,12 +11,13 @@
 
 namespace deem::DEEM_ISA {
 
-constexpr int64_t kBlock = 126 / kRows;  // panels of tiles of a block
-constexpr int64_t kGroup = 64 / kCols;   // panels of output channels whose products wait for their transformation
-constexpr int64_t kDepth = 512;          // channels of a slice, at most
-constexpr int64_t kWeights = 1 << 22;    // transformed weights of a slice, about
-constexpr int64_t kFewTiles = 300;       // up to which the picture is transformed whole
-constexpr int64_t kFewGroup = 32 / kCols, kFewDepth = 128;
+constexpr int64_t kBlock = 126 / kRows;    // panels of tiles of a block
+constexpr int64_t kGroup = 64 / kCols;     // panels of output channels whose products wait for their transformation
+constexpr int64_t kDepth = 512;            // channels of a slice, at most
+constexpr int64_t kWeights = 1 << 22;      // transformed weights of a slice, about
+constexpr int64_t kFewTiles = 300;         // at most, where the picture is transformed whole
+constexpr int64_t kFewGroup = 32 / kCols;  // there, panels of output channels of a task
+constexpr int64_t kFewDepth = 128;         // there, channels of a slice
 
 struct Plan {
   const WinogradArgs& a;
