@@ -39,6 +39,11 @@ export function matches(name: string, match: NameMatch): boolean {
   if (typeof match === 'string') return name.includes(match)
   if (match instanceof RegExp) return match.test(name)
   if (typeof match === 'function') return match(name)
+  if (!Array.isArray(match))
+    throw new DeemError(
+      'ERR_VALUE',
+      `names are picked by text, a pattern, a function or a list of these, not by ${typeof match}`,
+    )
   return match.some((m) => matches(name, m))
 }
 

@@ -185,6 +185,8 @@ test.serial('masters keep loaded f32 weights whole through training of none of t
   using model = await Deem.build(nanoConfig(), { dtype: 'bf16' })
   const count = model.keepMasters(/./)
   t.is(count, model.parameters().filter((p) => !p.buffer).length)
+  for (const wrong of [true, undefined, 3, [null]])
+    t.throws(() => model.keepMasters(wrong as never), { code: 'ERR_VALUE' })
   model.freeze('visual_tokenizer.encoder.vae.')
   await model.load(nanoWeights)
   using optimizer = new AdamW(model, { lr: 1e-3 })
