@@ -177,10 +177,16 @@ static void dequantize(const DequantizeArgs& a) {
 
 // ---- few rows of x ------------------------------------------------------------------------------------------------------
 
-// Sums of 64 lanes, added up in order at the end: the result depends on neither threads nor m.
+// Sums of 64 lanes, added up half by half at the end: the result depends on neither threads nor m.
 struct Sums {
   float lane[64];
 };
+DEEM_INLINE float total_of(Sums& sums) {
+  for (int half = 32; half > 0; half /= 2)
+#pragma omp simd
+    for (int k = 0; k < half; k++) sums.lane[k] += sums.lane[k + half];
+  return sums.lane[0];
+}
 
 DEEM_INLINE void add_products(const float* x, const float* w, int64_t n, Sums& sums) {
   int64_t i = 0;
@@ -205,14 +211,74 @@ static void by_floats(const QuantizedGemvArgs& a) {
           for (int64_t m = 0; m < a.m; m++) add_products(a.x + m * cols + c, span, n, sums[m]);
         }
         for (int64_t m = 0; m < a.m; m++) {
-          float total = 0;
-          for (int k = 0; k < 64; k++) total += sums[m].lane[k];
+          const float total = total_of(sums[m]);
           a.y[m * a.rows + r] = a.bias ? total + a.bias[r] : total;
         }
       }
     });
   });
 }
+
+#if DEEM_ISA_INDEX == 1
+DEEM_INLINE Vec broadcast_one(const float* p) { return _mm256_broadcast_ss(p); }
+
+// The sums of by_floats for one row of x, in the same order: codes become floats in registers, and the 64 lanes stay there.
+template <int Bits>
+static float one_row_by_floats(const uint8_t* row, const Layout& f, const float* x) {
+  const int64_t whole = f.cols / 64 * 64;
+  Vec lane[8];
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; k++) lane[k] = Vec{};
+  for (int64_t c = 0; c < whole; c += kSpan) {
+    const int64_t n = min(kSpan, whole - c);
+    Groups groups;
+    load_groups(row, f, c, n, groups);
+    for (int64_t i = 0; i < n; i += 64)
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) {
+        const int64_t at = i + half * 32;
+        const Vec scale = broadcast_one(groups.scale + (at >> f.shift)),
+                  offset = broadcast_one(groups.offset + (at >> f.shift));
+        const uint8_t* codes = row + (c + at) * Bits / 8;
+        __m128i low, high;  // 16 codes each
+        if constexpr (Bits == 8) {
+          low = _mm_loadu_si128((const __m128i_u*)codes), high = _mm_loadu_si128((const __m128i_u*)codes + 1);
+        } else {
+          const __m128i bytes = _mm_loadu_si128((const __m128i_u*)codes), four = _mm_set1_epi8(15);
+          low = _mm_and_si128(bytes, four), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), four);
+        }
+        const auto add = [&](__m128i eight, Vec & to, int64_t first) __attribute__((always_inline)) {
+          const Vec weight = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight)), scale, offset);
+          to = _mm256_fmadd_ps(load_vec(x + c + at + first), weight, to);
+        };
+        add(low, lane[half * 4], 0), add(_mm_unpackhi_epi64(low, low), lane[half * 4 + 1], 8);
+        add(high, lane[half * 4 + 2], 16), add(_mm_unpackhi_epi64(high, high), lane[half * 4 + 3], 24);
+      }
+  }
+  Sums sums;
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; k++) store_vec(sums.lane + k * kLanes, lane[k]);
+  if (whole < f.cols) {
+    alignas(64) float span[kSpan];
+    const int64_t c = whole / kSpan * kSpan;
+    dequantize_span<Bits>(row, f, c, f.cols - c, span);
+    for (int64_t i = whole; i < f.cols; i++) sums.lane[i % 64] = fused(x[i], span[i - c], sums.lane[i % 64]);
+  }
+  return total_of(sums);
+}
+
+static void one_by_floats(const QuantizedGemvArgs& a) {
+  const Layout f(a.format);
+  with_bits(a.format, [&]<int Bits>() {
+    parallel_chunks(a.rows, a.format.cols * 2, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; r++) {
+        const float total = one_row_by_floats<Bits>(a.packed + r * f.row_bytes, f, a.x);
+        a.y[r] = a.bias ? total + a.bias[r] : total;
+      }
+    });
+  });
+}
+#endif
 
 #if DEEM_ISA_INDEX >= 2
 // VNNI came between the third and the fourth instruction set: machines of the third are asked whether they have it.
@@ -387,6 +453,8 @@ static bool by_integers_of(const QuantizedGemvArgs& a) {
 static void quantized_gemv(const QuantizedGemvArgs& a) {
   if (!has_byte_products() || !(a.short_x ? by_integers_of<2>(a) : by_integers_of<3>(a))) by_floats(a);
 }
+#elif DEEM_ISA_INDEX == 1
+static void quantized_gemv(const QuantizedGemvArgs& a) { a.m == 1 ? one_by_floats(a) : by_floats(a); }
 #else
 static void quantized_gemv(const QuantizedGemvArgs& a) { by_floats(a); }
 #endif
