@@ -220,8 +220,6 @@ static void by_floats(const QuantizedGemvArgs& a) {
 }
 
 #if DEEM_ISA_INDEX == 1
-DEEM_INLINE Vec broadcast_one(const float* p) { return _mm256_broadcast_ss(p); }
-
 // The sums of by_floats for one row of x, in the same order: codes become floats in registers, and the 64 lanes stay there.
 template <int Bits>
 static float one_row_by_floats(const uint8_t* row, const Layout& f, const float* x) {
@@ -237,8 +235,8 @@ static float one_row_by_floats(const uint8_t* row, const Layout& f, const float*
 #pragma GCC unroll 2
       for (int half = 0; half < 2; half++) {
         const int64_t at = i + half * 32;
-        const Vec scale = broadcast_one(groups.scale + (at >> f.shift)),
-                  offset = broadcast_one(groups.offset + (at >> f.shift));
+        const Vec scale = _mm256_broadcast_ss(groups.scale + (at >> f.shift)),
+                  offset = _mm256_broadcast_ss(groups.offset + (at >> f.shift));
         const uint8_t* codes = row + (c + at) * Bits / 8;
         __m128i low, high;  // 16 codes each
         if constexpr (Bits == 8) {
