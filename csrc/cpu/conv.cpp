@@ -18,6 +18,38 @@ constinit Kernel<WinogradWeightsArgs> winograd_weights_kernel{"winograd_weights"
 static int64_t pixels(const ConvSizes& s) { return s.n * s.oh * s.ow; }
 static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
 
+// ---- 3 x 3 by tiles of 2 x 2 (cpu/winograd.h) ------------------------------------------------------------------------------
+
+// Where there are enough channels and tiles of 2 x 2 pixels for their transformations to pay; `fewest_tiles` is for weights that do not stay
+// in cache. Measured by `npm run bench -- conv`.
+static bool winograd(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
+  constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18;
+  const int64_t tiles = s.n * ((s.oh + 1) / 2) * ((s.ow + 1) / 2), channels = s.in * s.out;
+  return s.groups == 1 && s.kh == 3 && s.kw == 3 && s.stride == 1 && s.in % winograd_channels(s.dtype) == 0 &&
+         s.out >= 16 && channels >= fewest_channels * fewest_channels &&
+         tiles >= (channels > kManyWeights ? fewest_tiles : kFewestTiles);
+}
+
+static bool winograd_forward(const ConvForwardArgs& a) {
+  if (!winograd(a.s, 32, 16)) return false;
+  winograd_kernel(Device::cpu, {a.s, false, a.x, a.weight, a.bias, a.y});
+  return true;
+}
+
+// A convolution of dy with the weights' taps in reverse; of stride 1.
+static ConvSizes reversed(const ConvSizes& s) {
+  ConvSizes back = s;
+  back.h = s.oh, back.w = s.ow, back.oh = s.h, back.ow = s.w, back.in = s.out, back.out = s.in;
+  back.pad_top = s.kh - 1 - s.pad_top, back.pad_left = s.kw - 1 - s.pad_left;
+  return back;
+}
+
+static bool winograd_data(const ConvDataArgs& a) {
+  if (a.s.stride != 1 || !winograd(reversed(a.s), 32, 16)) return false;
+  winograd_kernel(Device::cpu, {reversed(a.s), true, a.dy, a.weight, nullptr, a.dx});
+  return true;
+}
+
 // ---- products in f32 whose patches are packed from the picture (cpu/gemm.h) ---------------------------------------------
 
 // Most of a tile would be empty in the gradients.
@@ -50,30 +82,16 @@ static RowsOf rows_of(const ConvSizes& s) { return pointwise(s) ? RowsOf::lines 
 static ColumnsOf columns_of(const ConvSizes& s) { return pointwise(s) ? ColumnsOf::across : ColumnsOf::patches; }
 static PackSource picture(const void* x, const ConvSizes& s) { return {x, s.in, 0, &s}; }
 
-// Where there are enough channels and tiles of 2 x 2 pixels for their transformations to pay; `fewest_tiles` is for weights that do not stay
-// in cache. Measured by `npm run bench -- conv`.
-static bool winograd(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
-  constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18;
-  const int64_t tiles = s.n * ((s.oh + 1) / 2) * ((s.ow + 1) / 2), channels = s.in * s.out;
-  return s.kh == 3 && s.kw == 3 && s.stride == 1 && s.in % 16 == 0 && s.out >= 16 &&
-         channels >= fewest_channels * fewest_channels &&
-         tiles >= (channels > kManyWeights ? fewest_tiles : kFewestTiles);
-}
-
 static void packed_forward(const ConvForwardArgs& a) {
   const ConvSizes& s = a.s;
-  if (winograd(s, 32, 16)) return winograd_kernel(Device::cpu, {s, false, a.x, a.weight, a.bias, a.y});
   packed(s, pixels(s), s.out, patch(s), rows_of(s), picture(a.x, s), ColumnsOf::lines, {a.weight, patch(s), 0, nullptr},
          a.bias, a.y);
 }
 
-// A convolution of dy with the weights' taps in reverse; of stride 1.
+// Of stride 1.
 static void packed_data(const ConvDataArgs& a) {
   const ConvSizes& s = a.s;
-  ConvSizes back = s;
-  back.h = s.oh, back.w = s.ow, back.oh = s.h, back.ow = s.w, back.in = s.out, back.out = s.in;
-  back.pad_top = s.kh - 1 - s.pad_top, back.pad_left = s.kw - 1 - s.pad_left;
-  if (winograd(back, 32, 16)) return winograd_kernel(Device::cpu, {back, true, a.dy, a.weight, nullptr, a.dx});
+  const ConvSizes back = reversed(s);
   packed(s, s.n * s.h * s.w, s.in, s.kh * s.kw * s.out, rows_of(back), picture(a.dy, back), ColumnsOf::taps,
          {a.weight, 0, 0, &s}, nullptr, a.dx);
 }
@@ -176,6 +194,7 @@ static int64_t count_weight(const ConvSizes& s) { return patch(s) / s.groups * s
 
 static void forward(const ConvForwardArgs& a) {
   const ConvSizes& s = a.s;
+  if (winograd_forward(a)) return;
   if (packs(s)) return packed_forward(a);
   if (few_pixels(s)) return product_forward(a);
   Wide x(a.x, count_x(s), s.dtype), weight(a.weight, count_weight(s), s.dtype), bias(a.bias, s.out, s.dtype);
@@ -185,6 +204,7 @@ static void forward(const ConvForwardArgs& a) {
 
 static void data(const ConvDataArgs& a) {
   const ConvSizes& s = a.s;
+  if (winograd_data(a)) return;
   if (packs(s) && s.stride == 1 && !few_channels(s)) return packed_data(a);
   if (few_pixels(s)) return product_data(a);
   Wide dy(a.dy, count_y(s), s.dtype), weight(a.weight, count_weight(s), s.dtype);

@@ -40,9 +40,13 @@ DEEM_INLINE Vec load_vec(const f16* p) {
 #endif
 }
 DEEM_INLINE Vec load_vec(const bf16* p) {
-  typedef uint16_t Halves [[gnu::vector_size(kLanes * 2), gnu::may_alias, gnu::aligned(2)]];
-  typedef uint32_t Words [[gnu::vector_size(kLanes * 4)]];
-  return (Vec)(__builtin_convertvector(*(const Halves*)p, Words) << 16);
+#if DEEM_ISA_INDEX >= 2
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u*)p)), 16);
+#elif DEEM_ISA_INDEX == 1
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i_u*)p)), 16);
+#else
+  return Vec{load(p), load(p + 1), load(p + 2), load(p + 3)};
+#endif
 }
 DEEM_INLINE void store_vec(float* p, Vec v) { *(AnyVec*)p = v; }
 

@@ -140,7 +140,7 @@ static void single_query(const AttentionArgs& a, int64_t b, int64_t kv, float* s
   for (int64_t t = 0; t < count; t += kKeys) {
     const int64_t block = min<int64_t>(kKeys, count - t);
     for (int64_t j = 0; j < block; j++) {
-      ask_for(row_of<T>(p.k, b, order[min(t + j + kAhead, count - 1)], kv), dim);
+      ask_for(row_of<T>(p.k, b, order[min(t + j + kAhead<T>, count - 1)], kv), dim);
       for (int64_t g = 0; g < group; g++)
         s[g * kKeys + j] = dot(queries + g * ld, row_of<T>(p.k, b, order[t + j], kv), dim);
     }
@@ -157,7 +157,7 @@ static void single_query(const AttentionArgs& a, int64_t b, int64_t kv, float* s
       for (int64_t d = 0; d < dim; d++) o[d] *= factor;
     }
     for (int64_t j = 0; j < block; j++) {
-      ask_for(row_of<T>(p.v, b, order[min(t + j + kAhead, count - 1)], kv), dim);
+      ask_for(row_of<T>(p.v, b, order[min(t + j + kAhead<T>, count - 1)], kv), dim);
       const T* v = row_of<T>(p.v, b, order[t + j], kv);
       for (int64_t g = 0; g < group; g++) {
         const float weight = s[g * kKeys + j];

@@ -121,7 +121,8 @@ DEEM_INLINE void pack_row(const bf16* x, int64_t dim, Pair* to) {
   for (int64_t d = dim; d < padded(dim); d++) out[d].bits = 0;
 }
 
-constexpr int64_t kAhead = 4;  // keys
+template <class T>
+constexpr int64_t kAhead = 24 / sizeof(T);  // keys
 // Rows of one head lie as far apart as all heads together, where the hardware does not look ahead.
 template <class T>
 DEEM_INLINE void ask_for(const T* row, int64_t dim) {
@@ -133,7 +134,7 @@ template <class T, class E>
 static void pack_keys(const HeadRows& x, int64_t b, int64_t h, const int32_t* order, int64_t begin, int64_t end,
                       int64_t dim, E* to) {
   for (int64_t t = begin; t < end; t++, to += padded(dim) / kWide<E>) {
-    ask_for(row_of<T>(x, b, order[min(t + kAhead, end - 1)], h), dim);
+    ask_for(row_of<T>(x, b, order[min(t + kAhead<T>, end - 1)], h), dim);
     pack_row(row_of<T>(x, b, order[t], h), dim, to);
   }
 }

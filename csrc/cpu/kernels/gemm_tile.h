@@ -15,6 +15,12 @@ constexpr int kRowSpan = (kRows + kLanes - 1) / kLanes * kLanes;
 // of blocks of kLanes numbers; the last block is whole too.
 enum class Rows { by_number, by_line };
 
+// What lies in the place of a float of both panels: a float, or two bf16, of which the second has the high half; products of pairs are
+// summed in f32.
+enum class Slot { number, pair };
+template <Slot S>
+constexpr int kPerSlot = S == Slot::pair ? 2 : 1;
+
 // Numbers of each line that are asked for ahead, and that a turn of the inner loop takes: two with the 12 products of AVX2, where a loop's
 // own instructions are a fifth of all, and what a neighbour on the same core leaves is shared by all of them.
 constexpr int64_t kAhead = 16;
@@ -30,9 +36,19 @@ DEEM_INLINE Vec broadcast(const float* p) {
 #endif
 }
 
+template <Slot S>
+DEEM_INLINE Vec add_product(Vec sum, Vec a, Vec b) {
+#if DEEM_ISA_INDEX >= 3
+  if constexpr (S == Slot::pair) return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  static_assert(S == Slot::number);
+#endif
+  return sum + a * b;
+}
+
 // Adds to sum[M][V] what N numbers give: N rows of a panel of b, and of a panel of a `step` floats from one to the next, of whose lines one
 // follows the other by `line`.
-template <int M, int V, int N>
+template <Slot S, int M, int V, int N>
 DEEM_INLINE void add_numbers(Vec (&sum)[M][V], const float* a, int64_t step, int64_t line, const float* b) {
 #pragma GCC unroll 16
   for (int i = 0; i < N; i++) {
@@ -44,14 +60,14 @@ DEEM_INLINE void add_numbers(Vec (&sum)[M][V], const float* a, int64_t step, int
 #pragma GCC unroll 16
     for (int m = 0; m < M; m++) {
       const Vec w = broadcast(a + i * step + m * line);
-      for (int v = 0; v < V; v++) sum[m][v] += w * x[v];
+      for (int v = 0; v < V; v++) sum[m][v] = add_product<S>(sum[m][v], w, x[v]);
     }
   }
 }
 
 // to[M, V * kLanes] = start + a b over `depth`; start is null for zeros. V is kVecs, or less where a panel of b is not full. Sums begin at zero
 // and are added to `start` at the end: long sums round less in runs.
-template <int M, Rows R, int V>
+template <int M, Rows R, int V, Slot S>
 static void tile(int64_t depth, const float* a, const float* b, const float* start, int64_t start_stride, float* to,
                  int64_t stride) {
   constexpr int64_t step = R == Rows::by_line ? 1 : kRowSpan, line = R == Rows::by_line ? kLanes : 1,
@@ -68,11 +84,11 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
     const float *end = a + kLanes * step, *ahead = a + kAhead * span;
     do {
       if constexpr (kLanes == 16) __builtin_prefetch(ahead), ahead += span;
-      add_numbers<M, V, kAtOnce>(sum, a, step, line, b);
+      add_numbers<S, M, V, kAtOnce>(sum, a, step, line, b);
       a += kAtOnce * step, b += kAtOnce * kCols;
     } while (a != end);
   }
-  for (; depth > 0; depth--, a += step, b += kCols) add_numbers<M, V, 1>(sum, a, step, line, b);
+  for (; depth > 0; depth--, a += step, b += kCols) add_numbers<S, M, V, 1>(sum, a, step, line, b);
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
     for (int v = 0; v < V; v++) {
@@ -83,11 +99,11 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
 
 using Tile = void (*)(int64_t, const float*, const float*, const float*, int64_t, float*, int64_t);
 // static: its address is taken, which DEEM_INLINE alone would make a shared symbol of.
-template <Rows R, int M = kRows>
+template <Rows R, Slot S = Slot::number, int M = kRows>
 [[gnu::always_inline]] static inline Tile tile_of(int64_t rows, int64_t cols) {
   if constexpr (M > 1)
-    if (rows < M) return tile_of<R, M - 1>(rows, cols);
-  return cols > kLanes ? tile<M, R, kVecs> : tile<M, R, 1>;
+    if (rows < M) return tile_of<R, S, M - 1>(rows, cols);
+  return cols > kLanes ? tile<M, R, kVecs, S> : tile<M, R, 1, S>;
 }
 
 }  // namespace deem::DEEM_ISA

@@ -1,7 +1,8 @@
 // Input channels are taken in slices, whose transformed weights stay in the last cache. Of a slice, each thread takes blocks of tiles; of a
 // block, the 16 matrix products of a group of output channels wait for their transformation in the second-level cache. Where there are fewer
 // tiles than output channels, the whole picture is transformed first, and each thread takes groups of output channels, whose transformed
-// weights never leave its second-level cache.
+// weights never leave its second-level cache. Where the machine multiplies bf16, transformed numbers of that type are rounded to it and lie in
+// pairs of neighbouring channels: depths count the slots of a panel (gemm_tile.h).
 #include "cpu/winograd.h"
 
 #include "core/memory.h"
@@ -13,11 +14,11 @@ namespace deem::DEEM_ISA {
 
 constexpr int64_t kBlock = 126 / kRows;    // panels of tiles of a block
 constexpr int64_t kGroup = 64 / kCols;     // panels of output channels whose products wait for their transformation
-constexpr int64_t kDepth = 512;            // channels of a slice, at most
+constexpr int64_t kDepth = 512;            // of a slice, at most
 constexpr int64_t kWeights = 1 << 22;      // transformed weights of a slice, about
 constexpr int64_t kFewTiles = 300;         // at most, where the picture is transformed whole
 constexpr int64_t kFewGroup = 32 / kCols;  // there, panels of output channels of a task
-constexpr int64_t kFewDepth = 128;         // there, channels of a slice
+constexpr int64_t kFewDepth = 128;         // there, depth of a slice
 
 struct Plan {
   const WinogradArgs& a;
@@ -25,7 +26,8 @@ struct Plan {
   bool few;                           // tiles
   int64_t height, panels, panels_b;   // of tiles, `height` a panel, and of output channels
   int64_t blocks, block;              // block: panels, at most
-  int64_t slice, begin = 0, depth;    // channels begin..begin + depth are at work, of a slice
+  int64_t in;                         // depth of the whole
+  int64_t slice, begin = 0, depth;    // slots begin..begin + depth are at work, of a slice
   int64_t u_point, v_point, m_point;  // from one of the 16 points to the next
   float* u;                           // transformed weights [point, panel, depth, kCols]
   float* v;                           // of few tiles: the transformed picture [slice, point, panel, depth, kRows]
@@ -35,16 +37,17 @@ struct Plan {
   DEEM_INLINE explicit Plan(const WinogradArgs& a) : a(a), tiles(a.s) {}
 };
 
-static Plan plan_of(const WinogradArgs& a, int64_t threads) {
+static Plan plan_of(const WinogradArgs& a, int64_t per_slot, int64_t threads) {
   const ConvSizes& s = a.s;
   Plan p(a);
+  p.in = s.in / per_slot;
   p.few = p.tiles.count <= kFewTiles && 2 * p.tiles.count <= s.out;
   p.panels = ceil_div(p.tiles.count, kRows), p.panels_b = ceil_div(s.out, kCols);
   p.height = p.few ? ceil_div(p.tiles.count, p.panels) : kRows;
   p.blocks = p.few ? 1 : min(p.panels, ceil_div(ceil_div(p.panels, kBlock), threads) * threads);
   p.block = ceil_div(p.panels, p.blocks);
   const int64_t most = p.few ? kFewDepth : max<int64_t>(128, min(kDepth, kWeights / (kPoints * p.panels_b * kCols)));
-  p.slice = whole_lanes(ceil_div(s.in, ceil_div(s.in, most)));
+  p.slice = whole_lanes(ceil_div(p.in, ceil_div(p.in, most)));
   p.u_point = (p.few ? kFewGroup : p.panels_b) * p.slice * kCols + kGap;
   p.v_point = p.block * p.slice * kRows + kGap;
   p.m_point = p.block * kGroup * kTile + kGap;
@@ -70,48 +73,91 @@ DEEM_INLINE void transform_taps(const Vec (&g)[3][3], F&& to) {
   }
 }
 
-// Of panel j of output channels, channels c..c + kLanes.
-template <class T>
+// kLanes slots of kLanes * kPerSlot<S> neighbours.
+template <Slot S>
+DEEM_INLINE Vec neighbours(const Vec (&x)[kPerSlot<S>]) {
+#if DEEM_ISA_INDEX >= 3
+  if constexpr (S == Slot::pair) return (Vec)_mm512_cvtne2ps_pbh((__m512)x[1], (__m512)x[0]);
+#endif
+  return x[0];
+}
+
+// kLanes slots of as many numbers of each x.
+template <Slot S>
+DEEM_INLINE Vec interleaved(const Vec (&x)[kPerSlot<S>]) {
+#if DEEM_ISA_INDEX >= 3
+  if constexpr (S == Slot::pair) {
+    alignas(64) static constexpr auto order = [] {
+      struct {
+        int16_t at[32];
+      } o{};
+      for (int i = 0; i < 32; i++) o.at[i] = int16_t(i % 2 * 16 + i / 2);
+      return o;
+    }();
+    return (Vec)_mm512_permutexvar_epi16(_mm512_load_si512(&order), (__m512i)neighbours<S>(x));
+  }
+#endif
+  return x[0];
+}
+
+// Of panel j of output channels, slots c..c + kLanes.
+template <class T, Slot S>
 static void transform_weights(const Plan& p, int64_t j, int64_t c, float* u) {
-  const ConvSizes& s = p.a.s;
+  constexpr int kPer = kPerSlot<S>;
+  const ConvSizes s = p.a.s;
+  const int64_t u_point = p.u_point;
+  const bool back = p.a.back;
   for (int64_t v = 0; v < kVecs; v++) {
     const int64_t first = j * kCols + v * kLanes, count = max<int64_t>(0, min(kLanes, s.out - first));
-    Vec g[3][3];
-    if (p.a.back) {
-      for (int64_t i = 0; i < kLanes; i++) {
-        const T* w = (const T*)p.a.weight + (c + i) * 9 * s.out + first;
-        for (int t = 0; t < 9; t++)
-          g[2 - t / 3][2 - t % 3] = count == kLanes ? load_vec(w + t * s.out) : load_part(w + t * s.out, count);
-        transform_taps(g, [&](int point, Vec x) { store_vec(u + point * p.u_point + i * kCols + v * kLanes, x); });
-      }
-      continue;
-    }
-    Vec points[kPoints][kLanes];
+    Vec g[3][3], points[kPoints][kLanes];
     for (int64_t i = 0; i < kLanes; i++) {
-      const T* w = (const T*)p.a.weight + (first + i) * 9 * s.in + c;
-      for (int t = 0; t < 9; t++) g[t / 3][t % 3] = i < count ? load_vec(w + t * s.in) : Vec{};
-      transform_taps(g, [&](int point, Vec x) { points[point][i] = x; });
+      Vec of_slot[kPoints][kPer];
+      for (int h = 0; h < kPer; h++) {
+        if (back) {
+          const T* w = (const T*)p.a.weight + ((c + i) * kPer + h) * 9 * s.out + first;
+          for (int t = 0; t < 9; t++)
+            g[2 - t / 3][2 - t % 3] = count == kLanes ? load_vec(w + t * s.out) : load_part(w + t * s.out, count);
+        } else {
+          const T* w = (const T*)p.a.weight + (first + i) * 9 * s.in + c * kPer + h * kLanes;
+          for (int t = 0; t < 9; t++) {
+            g[t / 3][t % 3] = i < count ? load_vec(w + t * s.in) : Vec{};
+            if (h == 0)
+              __builtin_prefetch(w + t * s.in + kLanes * kPer, 0, 2);  // of 144 rows at once: to the second level
+          }
+        }
+        transform_taps(g, [&](int point, Vec x) { of_slot[point][h] = x; });
+      }
+      for (int point = 0; point < kPoints; point++)
+        if (back) store_vec(u + point * u_point + i * kCols + v * kLanes, interleaved<S>(of_slot[point]));
+        else points[point][i] = neighbours<S>(of_slot[point]);
     }
+    if (back) continue;
     for (int point = 0; point < kPoints; point++) {
       transpose(points[point]);
-      for (int64_t i = 0; i < kLanes; i++) store_vec(u + point * p.u_point + i * kCols + v * kLanes, points[point][i]);
+      for (int64_t i = 0; i < kLanes; i++) store_vec(u + point * u_point + i * kCols + v * kLanes, points[point][i]);
     }
   }
 }
 
-// Channels begin..begin + depth of a tile, to its line of a panel (gemm_tile.h), for every point.
-template <class T>
+// Slots begin..begin + depth of a tile, to its line of a panel (gemm_tile.h), for every point.
+template <class T, Slot S>
 DEEM_INLINE void transform_tile(const Plan& p, int64_t tile, int64_t begin, int64_t depth, float* to) {
   const TilePicture<T> picture(p.a.s, p.tiles, tile, p.a.x);
-  for (int64_t c = begin; c < begin + depth; c += kLanes, to += kRows * kLanes)
-    picture.transform(c, [&](int point, Vec x) { store_vec(to + point * p.v_point, x); });
+  for (int64_t c = begin; c < begin + depth; c += kLanes, to += kRows * kLanes) {
+    Vec of_slot[kPoints][kPerSlot<S>];
+#pragma GCC unroll 2
+    for (int h = 0; h < kPerSlot<S>; h++)
+      picture.transform(c * kPerSlot<S> + h * kLanes, [&](int point, Vec x) { of_slot[point][h] = x; });
+#pragma GCC unroll 16
+    for (int point = 0; point < kPoints; point++) store_vec(to + point * p.v_point, neighbours<S>(of_slot[point]));
+  }
 }
 
 // A^T m A of `count` tiles from `first` on, in panels j..j + group of output channels.
 template <class T>
 static void transform_products(const Plan& p, int64_t first, int64_t count, int64_t j, int64_t group, const float* m) {
   const ConvSizes& s = p.a.s;
-  const bool first_slice = p.begin == 0, last_slice = p.begin + p.depth == s.in;
+  const bool first_slice = p.begin == 0, last_slice = p.begin + p.depth == p.in;
   for (int64_t at = 0; at < count; at++) {
     const int64_t tile = first + at, y = p.tiles.y(tile), x = p.tiles.x(tile);
     const bool below = y + 1 < s.oh, right = x + 1 < s.ow;
@@ -147,19 +193,19 @@ static void transform_products(const Plan& p, int64_t first, int64_t count, int6
 // ---- products -------------------------------------------------------------------------------------------------------
 
 // own: [kPoints] of v_point, then of m_point.
-template <class T>
+template <class T, Slot S>
 static void convolve_block(const Plan& p, int64_t index, float* own) {
   const int64_t begin = p.panels * index / p.blocks, panels = p.panels * (index + 1) / p.blocks - begin;
   const int64_t first = begin * kRows, count = min(panels * kRows, p.tiles.count - first);
   float *v = own, *m = own + kPoints * p.v_point;
   for (int64_t at = 0; at < count; at++)
-    transform_tile<T>(p, first + at, p.begin, p.depth, v + at / kRows * p.depth * kRows + at % kRows * kLanes);
+    transform_tile<T, S>(p, first + at, p.begin, p.depth, v + at / kRows * p.depth * kRows + at % kRows * kLanes);
   for (int64_t j = 0; j < p.panels_b; j += kGroup) {
     const int64_t group = min(kGroup, p.panels_b - j);
     for (int64_t point = 0; point < kPoints; point++)
       for (int64_t g = 0; g < group; g++)
         for (int64_t i = 0; i < panels; i++)
-          tile_of<Rows::by_line>(min<int64_t>(kRows, count - i * kRows), p.a.s.out - (j + g) * kCols)(
+          tile_of<Rows::by_line, S>(min<int64_t>(kRows, count - i * kRows), p.a.s.out - (j + g) * kCols)(
               p.depth, v + point * p.v_point + i * p.depth * kRows, p.u + point * p.u_point + (j + g) * p.depth * kCols,
               nullptr, kCols, m + point * p.m_point + (i * kGroup + g) * kTile, kCols);
     transform_products<T>(p, first, count, j, group, m);
@@ -167,38 +213,38 @@ static void convolve_block(const Plan& p, int64_t index, float* own) {
 }
 
 // Slices one after the other.
-template <class T>
+template <class T, Slot S>
 static void convolve_slices(Plan& p, float* own, int64_t own_numbers, int64_t threads) {
-  for (; p.begin < p.a.s.in; p.begin += p.depth) {
-    p.depth = min(p.slice, p.a.s.in - p.begin);
+  for (; p.begin < p.in; p.begin += p.depth) {
+    p.depth = min(p.slice, p.in - p.begin);
     parallel_phases(
         threads, p.panels_b,
         [&](int64_t j, int64_t) {
           float* u = p.u + j * p.depth * kCols;
-          for (int64_t c = 0; c < p.depth; c += kLanes) transform_weights<T>(p, j, p.begin + c, u + c * kCols);
+          for (int64_t c = 0; c < p.depth; c += kLanes) transform_weights<T, S>(p, j, p.begin + c, u + c * kCols);
         },
-        p.blocks, [&](int64_t i, int64_t thread) { convolve_block<T>(p, i, own + thread * own_numbers); });
+        p.blocks, [&](int64_t i, int64_t thread) { convolve_block<T, S>(p, i, own + thread * own_numbers); });
   }
 }
 
 // ---- few tiles ------------------------------------------------------------------------------------------------------
 
 // Output channels of panels j..j + group, of all tiles. own: transformed weights of a slice, then [kPoints] of m_point.
-template <class T>
+template <class T, Slot S>
 static void convolve_group(const Plan& p, int64_t j, int64_t group, float* own) {
   const ConvSizes& s = p.a.s;
   float *u = own, *m = own + kPoints * p.u_point;
-  for (int64_t begin = 0; begin < s.in; begin += p.slice) {
-    const int64_t depth = min(p.slice, s.in - begin);
+  for (int64_t begin = 0; begin < p.in; begin += p.slice) {
+    const int64_t depth = min(p.slice, p.in - begin);
     const float* v = p.v + begin / p.slice * kPoints * p.v_point;
     for (int64_t g = 0; g < group; g++)
       for (int64_t c = 0; c < depth; c += kLanes)
-        transform_weights<T>(p, j + g, begin + c, u + (g * depth + c) * kCols);
+        transform_weights<T, S>(p, j + g, begin + c, u + (g * depth + c) * kCols);
     for (int64_t point = 0; point < kPoints; point++)
       for (int64_t i = 0; i < p.panels; i++)
         for (int64_t g = 0; g < group; g++) {
           float* sum = m + point * p.m_point + (i * kGroup + g) * kTile;
-          tile_of<Rows::by_line>(min(p.height, p.tiles.count - i * p.height), s.out - (j + g) * kCols)(
+          tile_of<Rows::by_line, S>(min(p.height, p.tiles.count - i * p.height), s.out - (j + g) * kCols)(
               depth, v + point * p.v_point + i * depth * kRows, u + point * p.u_point + g * depth * kCols,
               begin == 0 ? nullptr : sum, kCols, sum, kCols);
         }
@@ -206,29 +252,30 @@ static void convolve_group(const Plan& p, int64_t j, int64_t group, float* own) 
   transform_products<T>(p, 0, p.tiles.count, j, group, m);
 }
 
-template <class T>
+template <class T, Slot S>
 static void convolve_few(Plan& p, float* own, int64_t own_numbers, int64_t threads) {
-  p.depth = p.a.s.in;  // sums are whole when they are transformed
+  p.depth = p.in;  // sums are whole when they are transformed
   parallel_phases(
       threads, p.tiles.count,
       [&](int64_t tile, int64_t) {
-        for (int64_t begin = 0; begin < p.a.s.in; begin += p.slice) {
-          const int64_t depth = min(p.slice, p.a.s.in - begin), panel = tile / p.height, line = tile % p.height;
-          transform_tile<T>(p, tile, begin, depth,
-                            p.v + begin / p.slice * kPoints * p.v_point + panel * depth * kRows + line * kLanes);
+        for (int64_t begin = 0; begin < p.in; begin += p.slice) {
+          const int64_t depth = min(p.slice, p.in - begin), panel = tile / p.height, line = tile % p.height;
+          transform_tile<T, S>(p, tile, begin, depth,
+                               p.v + begin / p.slice * kPoints * p.v_point + panel * depth * kRows + line * kLanes);
         }
       },
       ceil_div(p.panels_b, kFewGroup),
       [&](int64_t i, int64_t thread) {
         const int64_t j = i * kFewGroup;
-        convolve_group<T>(p, j, min(kFewGroup, p.panels_b - j), own + thread * own_numbers);
+        convolve_group<T, S>(p, j, min(kFewGroup, p.panels_b - j), own + thread * own_numbers);
       });
 }
 
-static void winograd(const WinogradArgs& a) {
+template <class T, Slot S>
+static void convolve(const WinogradArgs& a) {
   const int64_t threads = num_threads();
-  Plan p = plan_of(a, threads);
-  const int64_t padded = p.panels_b * kCols, slices = ceil_div(a.s.in, p.slice);
+  Plan p = plan_of(a, kPerSlot<S>, threads);
+  const int64_t padded = p.panels_b * kCols, slices = ceil_div(p.in, p.slice);
   const int64_t shared = kPoints * (p.few ? slices * p.v_point : p.u_point);
   const int64_t own = kPoints * ((p.few ? p.u_point : p.v_point) + p.m_point);
   const bool in_y = a.s.dtype == DType::f32 || p.few || slices == 1;
@@ -237,12 +284,17 @@ static void winograd(const WinogradArgs& a) {
   p.bias = (float*)allocate(bytes);
   p.u = p.v = p.bias + padded;
   p.sums = in_y ? (float*)a.y : p.u + shared + threads * own;
-  dispatch_float(a.s.dtype, "conv2d", [&]<class T>(T) {
-    clear(p.bias, padded);
-    if (a.bias) widen((const T*)a.bias, a.s.out, p.bias);
-    (p.few ? convolve_few<T> : convolve_slices<T>)(p, p.u + shared, own, threads);
-  });
+  clear(p.bias, padded);
+  if (a.bias) widen((const T*)a.bias, a.s.out, p.bias);
+  (p.few ? convolve_few<T, S> : convolve_slices<T, S>)(p, p.u + shared, own, threads);
   release(p.bias, bytes);
+}
+
+static void winograd(const WinogradArgs& a) {
+#if DEEM_ISA_INDEX >= 3
+  if (a.s.dtype == DType::bf16) return convolve<bf16, Slot::pair>(a);
+#endif
+  dispatch_float(a.s.dtype, "conv2d", [&]<class T>(T) { convolve<T, Slot::number>(a); });
 }
 
 static const Register r{winograd_kernel, Device::cpu, winograd};
