@@ -48,10 +48,10 @@ struct DequantizeArgs {
 };
 extern Kernel<DequantizeArgs> dequantize_kernel;
 
-// y[m, r] = sum over c of x[m, c] weight[r, c] + bias[r], for few m: a weight is turned into floats in cache and used for all m.
-// What one row of x may need as scratch memory: for every block, up to nine pieces of 64 bytes.
-DEEM_INLINE int64_t gemv_scratch_bytes(const QuantFormat& f) { return (f.cols + f.block() - 1) / f.block() * 9 * 64; }
+// What one row of x may need as scratch memory: for every block, up to eleven pieces of 64 bytes.
+DEEM_INLINE int64_t gemv_scratch_bytes(const QuantFormat& f) { return (f.cols + f.block() - 1) / f.block() * 11 * 64; }
 
+// y[m, r] = sum over c of x[m, c] weight[r, c] + bias[r], for few m.
 struct QuantizedGemvArgs {
   const float* x;  // [m, cols]
   const uint8_t* packed;
