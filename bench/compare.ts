@@ -67,3 +67,29 @@ export async function compare(
   for (const t of Object.values(theirs)) t.dispose()
   return out
 }
+
+/** Results as plain numbers, which outlive the tensors. */
+export type Numbers = Record<string, Float32Array>
+export const numbersOf = (tensors: Readonly<Record<string, Tensor>>): Numbers =>
+  Object.fromEntries(Object.entries(tensors).map(([name, t]) => [name, t.toFloat32()]))
+
+/**
+ * Those of `wrong` that ours really has: in bf16 two right implementations may be far apart where small changes grow (gradients of positions
+ * between pixels, say). There, ours may be as far from the results in f32 as twice the peer's are, as in `npm run bench:precision`.
+ */
+export async function beyondRounding(
+  wrong: readonly Comparison[],
+  ours: Numbers,
+  path: string,
+  f32: Numbers,
+): Promise<Comparison[]> {
+  const { tensors } = await readTensors(path)
+  const theirs = numbersOf(tensors)
+  for (const t of Object.values(tensors)) t.dispose()
+  const distance = (a: Float32Array, b: Float32Array) => l2(a.map((v, i) => v - (b[i] as number)))
+  return wrong.filter(({ name }) => {
+    const [a, b, exact] = [ours[name], theirs[name], f32[name]]
+    if (!a || !b || !exact || a.length !== b.length || a.length !== exact.length) return true
+    return !(distance(a, exact) <= 2 * Math.max(distance(b, exact), l2(exact) * 2 ** -9))
+  })
+}

@@ -10,7 +10,7 @@ import { parseArgs } from 'node:util'
 import { emptyCache, memory, resetPeakMemory, setThreads, threads, writeTensors } from 'deem'
 import { type Case, type PeerName, type Precision, peerNames, wantsGradient } from './case.js'
 import { cases } from './cases/index.js'
-import { compare } from './compare.js'
+import { beyondRounding, compare, type Numbers, numbersOf } from './compare.js'
 import { machine, resetResidentPeak, resident, residentPeak } from './machine.js'
 import { inProcess, measure, type Side } from './measure.js'
 import { opSubject } from './ours/ops.js'
@@ -73,6 +73,8 @@ async function start(kind: PeerKind, versions: Report['versions']): Promise<Runn
 
 const message = (error: unknown) => (error instanceof Error ? error.message : String(error)).slice(0, 400)
 
+const resultsOf = (kind: PeerKind, options: Options) => join(options.folder, `${kind.name}.safetensors`)
+
 /** Gives a peer its inputs and weights, and compares what it makes of them. */
 async function prepare(
   { kind, peer }: Running,
@@ -95,7 +97,7 @@ async function prepare(
       key: subject.weights?.key ?? null,
       threads: options.threads[0] as number,
     })
-    const path = join(options.folder, `${kind.name}.safetensors`)
+    const path = resultsOf(kind, options)
     const reply = await peer.ask({ do: 'results', path })
     // A peer that cannot run the same weights says so; its speed is still that of the same shapes.
     if (reply['unchecked'] !== true && !c.unchecked?.includes(precision)) {
@@ -110,6 +112,16 @@ async function prepare(
     result.problem = error.unsupported ? `not for it: ${error.message}` : error.message
   }
   return result
+}
+
+async function numbersInF32(c: Case): Promise<Numbers> {
+  using subject = await makers[c.group](c, 'f32')
+  const results = await subject.results()
+  try {
+    return numbersOf(results)
+  } finally {
+    disposeAll(results)
+  }
 }
 
 async function runCase(c: Case, precision: Precision, peers: Running[], options: Options): Promise<Result[]> {
@@ -128,7 +140,6 @@ async function runCase(c: Case, precision: Precision, peers: Running[], options:
   }
   const results: Result[] = []
   try {
-    using _ = subject
     const able = peers.filter(({ kind }) => kind.takes(c, precision))
     if (able.length > 0) {
       await writeTensors(join(options.folder, 'inputs.safetensors'), { ...subject.inputs })
@@ -140,7 +151,21 @@ async function runCase(c: Case, precision: Precision, peers: Running[], options:
     const ours = await subject.results()
     const prepared: PeerResult[] = []
     for (const running of able) prepared.push(await prepare(running, c, precision, subject, ours, options))
+    const numbers = precision === 'bf16' && prepared.some((p) => p.wrong) ? numbersOf(ours) : undefined
     disposeAll(ours)
+    if (numbers) {
+      // Parts share one model at a time.
+      subject[Symbol.dispose]()
+      const f32 = await numbersInF32(c)
+      subject = await makers[c.group](c, precision)
+      for (const [i, { kind }] of able.entries()) {
+        const p = prepared[i] as PeerResult
+        if (!p.wrong) continue
+        const wrong = await beyondRounding(p.wrong, numbers, resultsOf(kind, options), f32)
+        if (wrong.length > 0) p.wrong = wrong
+        else delete p.wrong
+      }
+    }
     for (const n of options.threads) {
       setThreads(n)
       const ready = able.filter((_, i) => !prepared[i]?.problem && !prepared[i]?.wrong)
@@ -193,6 +218,8 @@ async function runCase(c: Case, precision: Precision, peers: Running[], options:
     for (const { peer } of able) if (peer.alive) await peer.ask({ do: 'unload' })
   } catch (error) {
     results.push({ ...base, threads: options.threads[0] as number, peers: [], problem: message(error) })
+  } finally {
+    subject[Symbol.dispose]()
   }
   emptyCache()
   return results

@@ -115,10 +115,15 @@ DEEM_INLINE void pack_row(const T* x, int64_t dim, float* to) {
   for (int64_t d = dim; d < padded(dim); d++) to[d] = 0;
 }
 
-DEEM_INLINE void pack_row(const bf16* x, int64_t dim, Pair* to) {
+DEEM_INLINE void pack_row([[maybe_unused]] const bf16* x, [[maybe_unused]] int64_t dim, [[maybe_unused]] Pair* to) {
+#if DEEM_ISA_INDEX >= 3
   bf16* out = (bf16*)to;
-  for (int64_t d = 0; d < dim; d++) out[d] = x[d];
-  for (int64_t d = dim; d < padded(dim); d++) out[d].bits = 0;
+  for (int64_t d = 0, end = padded(dim); d < end; d += 32) {
+    const __mmask32 there = d + 32 <= dim ? ~0u : (1u << max<int64_t>(dim - d, 0)) - 1,
+                    room = d + 32 <= end ? ~0u : 0xffff;
+    _mm512_mask_storeu_epi16(out + d, room, _mm512_maskz_loadu_epi16(there, x + d));
+  }
+#endif
 }
 
 template <class T>

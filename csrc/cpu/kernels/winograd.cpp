@@ -115,8 +115,10 @@ static void transform_weights(const Plan& p, int64_t j, int64_t c, float* u) {
       for (int h = 0; h < kPer; h++) {
         if (back) {
           const T* w = (const T*)p.a.weight + ((c + i) * kPer + h) * 9 * s.out + first;
-          for (int t = 0; t < 9; t++)
+          for (int t = 0; t < 9; t++) {
             g[2 - t / 3][2 - t % 3] = count == kLanes ? load_vec(w + t * s.out) : load_part(w + t * s.out, count);
+            if (v == 0) __builtin_prefetch(w + (kLanes * kPer * 9 + t) * s.out, 0, 2);
+          }
         } else {
           const T* w = (const T*)p.a.weight + (first + i) * 9 * s.in + c * kPer + h * kLanes;
           for (int t = 0; t < 9; t++) {
