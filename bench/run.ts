@@ -121,6 +121,8 @@ async function numbersInF32(c: Case): Promise<Numbers> {
     return numbersOf(results)
   } finally {
     disposeAll(results)
+    releaseModule()
+    emptyCache()
   }
 }
 

@@ -24,8 +24,6 @@ export interface Case {
   weights: Tensors
   outputs: Tensors
   grads: Tensors
-  /** Scalar outputs in float64, of an optional `float64.json`: they stand in for stored ones that are off by about the limit themselves. */
-  float64: Record<string, number>
   /** What floating inputs and parameters are cast to. */
   dtype: ComputeType
 }
@@ -66,27 +64,16 @@ export async function loadCase(dir: string, dtype: ComputeType): Promise<Case> {
       Object.entries(tensors).map(([name, t]) => [name, t.dtype === 'f32' ? t.to(defaultDevice()) : t]),
     )
   }
-  const outputs = await read('outputs.safetensors')
   return {
     dir,
     kind: kindOf(dir),
     config,
     inputs: await read('inputs.safetensors'),
     weights: await read('weights.safetensors'),
-    outputs,
+    outputs: await read('outputs.safetensors'),
     grads: await read('grads.safetensors'),
-    float64: readFloat64(join(dir, 'float64.json'), outputs),
     dtype,
   }
-}
-
-function readFloat64(path: string, outputs: Tensors): Case['float64'] {
-  if (!existsSync(path)) return {}
-  const values: Case['float64'] = JSON.parse(readFileSync(path, 'utf8'))
-  for (const [name, value] of Object.entries(values))
-    if (!Number.isFinite(value) || outputs[name]?.size !== 1)
-      throw new DeemError('ERR_FORMAT', `'${path}': '${name}' is no number, or no scalar among the outputs`)
-  return values
 }
 
 /** The tensors whose name starts with `prefix`, without it. */
