@@ -77,7 +77,8 @@ test('a stop string, an answer in pieces, another turn', async (t) => {
   p.dispose()
 })
 
-test('one turn at a time; a turn that fails or is left ends the conversation and gives its memory back', async (t) => {
+// Alone: it counts memory.
+test.serial('one turn at a time; a turn that fails or is left ends the conversation and gives its memory back', async (t) => {
   const p = await pipeline()
   await p.generateText('a', { maxTokens: 1 })
   await collect()
