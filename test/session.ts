@@ -78,25 +78,28 @@ test('a stop string, an answer in pieces, another turn', async (t) => {
 })
 
 // Alone: it counts memory.
-test.serial('one turn at a time; a turn that fails or is left ends the conversation and gives its memory back', async (t) => {
-  const p = await pipeline()
-  await p.generateText('a', { maxTokens: 1 })
-  await collect()
-  const before = memory().current
-  const chat = new Session(p)
-  const first = chat.ask('What?', { maxTokens: 20, minLength: 30 })
-  await t.throwsAsync(chat.ask('And?'), { code: 'ERR_VALUE', message: /another turn/ })
-  await first
-  const stop = new AbortController()
-  const reason = new Error('stopped by the test')
-  setTimeout(() => stop.abort(reason), 10)
-  await t.throwsAsync(chat.ask('More', { maxTokens: 150, minLength: 200, signal: stop.signal }), { is: reason })
-  await t.throwsAsync(chat.ask('Still there?'), { code: 'ERR_DISPOSED' })
-  const left = new Session(p)
-  for await (const _ of left.stream('What?', { maxTokens: 20, minLength: 30 })) break
-  await t.throwsAsync(left.ask('Still there?'), { code: 'ERR_DISPOSED' })
-  await collect()
-  t.true(memory().current <= before, `${memory().current} above ${before}`)
-  t.throws(() => new Session(p, { template: 'nonsense' as 'plain' }), { code: 'ERR_CONFIG', message: /vicuna/ })
-  p.dispose()
-})
+test.serial(
+  'one turn at a time; a turn that fails or is left ends the conversation and gives its memory back',
+  async (t) => {
+    const p = await pipeline()
+    await p.generateText('a', { maxTokens: 1 })
+    await collect()
+    const before = memory().current
+    const chat = new Session(p)
+    const first = chat.ask('What?', { maxTokens: 20, minLength: 30 })
+    await t.throwsAsync(chat.ask('And?'), { code: 'ERR_VALUE', message: /another turn/ })
+    await first
+    const stop = new AbortController()
+    const reason = new Error('stopped by the test')
+    setTimeout(() => stop.abort(reason), 10)
+    await t.throwsAsync(chat.ask('More', { maxTokens: 150, minLength: 200, signal: stop.signal }), { is: reason })
+    await t.throwsAsync(chat.ask('Still there?'), { code: 'ERR_DISPOSED' })
+    const left = new Session(p)
+    for await (const _ of left.stream('What?', { maxTokens: 20, minLength: 30 })) break
+    await t.throwsAsync(left.ask('Still there?'), { code: 'ERR_DISPOSED' })
+    await collect()
+    t.true(memory().current <= before, `${memory().current} above ${before}`)
+    t.throws(() => new Session(p, { template: 'nonsense' as 'plain' }), { code: 'ERR_CONFIG', message: /vicuna/ })
+    p.dispose()
+  },
+)
