@@ -1,4 +1,4 @@
-// Rows of weights in few bits, as csrc/ops/quantized_linear.h lays them out, read back as floats.
+// Rows of weights in few bits, as csrc/ops/quantized_linear.h lays them out: read back as floats, and how products ask memory for them.
 #pragma once
 #include "cpu/simd.h"
 #include "ops/quantized_linear.h"
@@ -35,7 +35,7 @@ struct Layout {
 
 // Scales and offsets of the groups of columns from..from + n of a row, `from` a multiple of 128 and n at most kSpan.
 struct Groups {
-  float scale[kSpan / 32 + kLanes], offset[kSpan / 32 + kLanes];  // room for reading whole registers
+  float scale[kSpan / 32], offset[kSpan / 32];
 };
 DEEM_INLINE void load_groups(const uint8_t* row, const Layout& f, int64_t from, int64_t n, Groups& out) {
   const f16* stored = (const f16*)(row + f.code_bytes) + (from >> f.shift);
@@ -47,8 +47,6 @@ DEEM_INLINE void load_groups(const uint8_t* row, const Layout& f, int64_t from, 
     out.scale[g] = half(stored[g]);
     out.offset[g] = symmetric ? -zero * out.scale[g] : half(stored[all + g]);
   }
-  for (int64_t g = count; g < count + 4; g++)
-    out.scale[g] = out.offset[g] = 0;  // of a block that the row does not fill
 }
 
 // Columns from..from + n of a row as floats; whole pieces of 32 are written. (code - zero) * scale is exact, also as
@@ -85,7 +83,7 @@ DEEM_INLINE void with_bits(const QuantFormat& f, F&& run) {
 // A core reads memory at full speed only where lines are asked for long before, in the order in which they lie, and into the second
 // cache: requests from the first one are too few at a time. Rows that are read side by side lie apart by row_bytes.
 constexpr int64_t kAhead = 8192;
-constexpr int kRows = 2;
+constexpr int kRows = 2;  // of weights, side by side
 DEEM_INLINE int64_t bytes_ahead(const Layout& f, int rows) { return kAhead + (rows - 1) * f.row_bytes; }
 
 }  // namespace deem::DEEM_ISA
