@@ -1,10 +1,10 @@
-// npm run bench:precision -- [--draws N] [--store]
+// npm run bench:precision -- [--draws N] [--store] [--float64]
 //
 // How far ours and PyTorch are from f32 when both compute in bf16, on every stored case of operations, modules and the whole model: the root
 // mean square of the relative L2 errors of a case's outputs, and of its gradients. Exits 1 where ours is over twice PyTorch's, or where a
 // single output is. In N draws (default 5) each case runs again on weights and inputs changed by a rounding's size, and medians are compared: where
 // errors grow from layer to layer, one run is off by half or by five times as much as the next, ours and PyTorch's alike. --store writes PyTorch's errors to test/fixtures/bf16.json, the limits of
-// `npm run parity -- --dtype bf16`. Needs python3 with torch.
+// `npm run parity -- --dtype bf16`. --float64 writes test/fixtures/float64.json instead (lib/parity/float64.ts) and measures nothing else. Needs python3 with torch.
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -32,12 +32,22 @@ const factor = 2
 const least = 2 ** -9
 
 const { values: flags } = parseArgs({
-  options: { draws: { type: 'string', default: '5' }, store: { type: 'boolean', default: false } },
+  options: {
+    draws: { type: 'string', default: '5' },
+    store: { type: 'boolean', default: false },
+    float64: { type: 'boolean', default: false },
+  },
 })
 const draws = Number(flags.draws)
 if (!Number.isInteger(draws) || draws < 0 || draws > 100) {
   console.error(`--draws must be a whole number up to 100 but is '${flags.draws}'`)
   process.exit(2)
+}
+
+const script = join(root, 'bench/peers/torch/precision.py')
+if (flags.float64) {
+  writeFileSync(join(fixtures, 'float64.json'), `${run(python(), [script, fixtures, '--float64'], [0])}\n`)
+  process.exit(0)
 }
 
 const wrong = (own: number, theirs: number) => !(own <= factor * Math.max(theirs, least))
@@ -70,7 +80,6 @@ function ours(written: string): Map<string, Record<Part, Record<string, number>>
 
 const written = mkdtempSync(join(tmpdir(), 'deem-precision-'))
 try {
-  const script = join(root, 'bench/peers/torch/precision.py')
   const { torch, cases } = JSON.parse(
     run(python(), [script, fixtures, '--draws', `${draws}`, '--write', written], [0]),
   ) as { torch: string; cases: Record<string, Errors> }

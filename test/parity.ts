@@ -90,6 +90,40 @@ test('an error of bf16 over twice PyTorch’s fails the case and says so', (t) =
     },
   ))
 
+test('a number stored with much rounding may agree with float64 instead, which the line says', (t) => {
+  const kind = 'model/deem_nano_train'
+  const name = 'step3.grad_norm_before_clip'
+  const values = join(fixtures, 'float64.json')
+  const truth = (JSON.parse(readFileSync(values, 'utf8')) as { cases: Record<string, Record<string, number>> }).cases
+  t.truthy(truth[kind]?.[name])
+  return withCopy(
+    kind,
+    (dir) => {
+      cpSync(join(fixtures, 'model/deem_nano'), join(dir, '../deem_nano'), { recursive: true })
+      return rewrite(join(dir, 'outputs.safetensors'), (all) => {
+        all[name] = ops.mulScalar(all[name] as Tensor, 1.01)
+      })
+    },
+    (dir) => {
+      const fails = () => {
+        const { status, stdout } = parity(dir)
+        t.is(status, 1)
+        t.regex(stdout, /step3\.grad_norm_before_clip: abs .*rel 0\.001/)
+      }
+      fails()
+      cpSync(values, join(dir, '../../float64.json'))
+      const { status, stdout } = parity(dir)
+      t.is(status, 0, stdout)
+      t.regex(stdout, /ok, beside float64: step3\.grad_norm_before_clip/)
+      // Far from both, and of a name that is not listed.
+      writeFileSync(join(dir, '../../float64.json'), JSON.stringify({ cases: { [kind]: { [name]: 60 } } }))
+      fails()
+      writeFileSync(join(dir, '../../float64.json'), JSON.stringify({ cases: { [kind]: {} } }))
+      fails()
+    },
+  )
+})
+
 test('a line a case, and times if asked', (t) => {
   const { status, stdout } = parity(join(fixtures, 'ops/linear'), '--repeat', '2')
   t.is(status, 0)

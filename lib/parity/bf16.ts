@@ -3,9 +3,7 @@
  * (`npm run bench:precision -- --store` measures them): of each output the largest of several draws of the roundings, of a case's gradients
  * the root mean square and the largest. Gradients are judged by both: single ones of deep models vary by factors from draw to draw.
  */
-import { existsSync, readFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
-import { causedBy } from '../errors.js'
+import { besideCases } from './case.js'
 import type { Comparison } from './compare.js'
 
 export interface Bf16Errors {
@@ -28,18 +26,7 @@ const rms = (values: readonly number[]): number =>
   Math.sqrt(values.reduce((a, v) => a + v * v, 0) / Math.max(1, values.length))
 
 /** PyTorch's errors for a case; nothing where nobody measured them. */
-export function bf16Errors(dir: string, kind: string): Bf16Errors | undefined {
-  for (const folder of [dirname(dir), dirname(dirname(dir))]) {
-    const path = join(folder, 'bf16.json')
-    if (!existsSync(path)) continue
-    try {
-      return (JSON.parse(readFileSync(path, 'utf8')) as Bf16File).cases[kind]
-    } catch (cause) {
-      throw causedBy(cause, 'ERR_FORMAT', `'${path}' is damaged`)
-    }
-  }
-  return undefined
-}
+export const bf16Errors = (dir: string, kind: string): Bf16Errors | undefined => besideCases(dir, 'bf16.json', kind)
 
 /**
  * Of an output: an error from which on PyTorch has no digit right either. The norm of the gradients some steps after a rounding is such a

@@ -4,7 +4,7 @@
  */
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
-import { DeemError } from '../errors.js'
+import { causedBy, DeemError } from '../errors.js'
 import { readTensors } from '../files.js'
 import { parsePythonJson } from '../json.js'
 import { ops } from '../ops.js'
@@ -74,6 +74,20 @@ export async function loadCase(dir: string, dtype: ComputeType): Promise<Case> {
     grads: await read('grads.safetensors'),
     dtype,
   }
+}
+
+/** What a file in one of the two folders above a case holds for its kind; nothing where there is no file or no entry. */
+export function besideCases<T>(dir: string, file: string, kind: string): T | undefined {
+  for (const folder of [dirname(dir), dirname(dirname(dir))]) {
+    const path = join(folder, file)
+    if (!existsSync(path)) continue
+    try {
+      return (JSON.parse(readFileSync(path, 'utf8')) as { cases: Record<string, T> }).cases[kind]
+    } catch (cause) {
+      throw causedBy(cause, 'ERR_FORMAT', `'${path}' is damaged`)
+    }
+  }
+  return undefined
 }
 
 /** The tensors whose name starts with `prefix`, without it. */

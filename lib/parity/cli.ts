@@ -49,6 +49,8 @@ interface Result {
   outputs: Worst
   gradients: Worst
   failures: string[]
+  /** What agrees with float64 where the stored float32 does not. */
+  float64?: string[]
   /** Why there is nothing to compare. */
   skipped?: string
   /** With --tensors: the error of every output and gradient. */
@@ -105,6 +107,8 @@ async function runCase(dir: string, dtype: ComputeType, repeat: number, tensors:
         (c) =>
           `${c.gradient ? 'gradient of ' : ''}${c.name}: abs ${format(c.maxAbs)} rel ${format(c.maxRel)}, allowed ${c.allowed}`,
       )
+    const beside64 = comparisons.filter((c) => c.float64).map((c) => c.name)
+    if (beside64.length > 0) result.float64 = beside64
     if (tensors) result.tensors = errorsOf(comparisons)
     result.ok = comparisons.length > 0 && result.failures.length === 0
     if (comparisons.length === 0) result.failures.push('nothing was compared')
@@ -146,7 +150,8 @@ function line(r: Result): string {
   const times = time('forward', r.forwardMs) + time('backward', r.backwardMs)
   const out = `outputs ${format(r.outputs.maxAbs)} ${format(r.outputs.maxRel)}`
   const grad = `gradients ${format(r.gradients.maxAbs)} ${format(r.gradients.maxRel)}`
-  return `${r.case.padEnd(52)} ${out}  ${grad}  ${r.ok ? 'ok' : 'FAIL'}${times}`
+  const by64 = r.float64 ? `, beside float64: ${r.float64.join(', ')}` : ''
+  return `${r.case.padEnd(52)} ${out}  ${grad}  ${r.ok ? 'ok' : 'FAIL'}${by64}${times}`
 }
 
 function whole(text: string): number {

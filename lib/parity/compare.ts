@@ -24,6 +24,8 @@ export interface Comparison {
   /** L2 norm of the difference over that of the reference; 0 where that is at most 1e-6: nothing but rounding. */
   error: number
   ok: boolean
+  /** It agrees with the float64 value, not with the stored one. */
+  float64?: true
   /** What was allowed, for the message of a failure. */
   allowed: string
 }

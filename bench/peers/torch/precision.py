@@ -4,6 +4,9 @@ precision.py FIXTURES [--draws N --write FOLDER] [--only KIND] -> JSON {torch, c
 where an error is the L2 norm of the difference over that of the f32 result. Parameters and floating inputs are rounded to bf16; whatever
 PyTorch makes of them is taken as it comes. Every case runs in f32 first, which has to agree with what is stored.
 
+precision.py FIXTURES --float64 -> JSON {torch, cases: {kind: {name: value}}}: gradient norms of the training run in float64 where the stored ones
+are off by more than OFF.
+
 One run is one draw of all roundings, and where errors grow from layer to layer two draws differ by factors. So each case runs again on
 weights and inputs changed by up to 2^-9, a rounding's size, with PyTorch's f32 as the truth; these cases are written for ours to run, too.
 """
@@ -24,6 +27,7 @@ from tensor_file import read, write
 # Masks, cotangents, and what decides which picture is which.
 FIXED = r"mask|keep|(^|\.)ct\.|uncond_rand|clip_(mean|std)"
 STORED_FLOOR = 1e-6
+OFF = 5e-4  # relative; half of what parity allows
 ZERO = 1e-5  # of the largest gradient's norm: what is below is zero in exact arithmetic, and noise
 
 
@@ -49,6 +53,10 @@ def error(got, want):
     return float((got - want).norm() / length) if length > STORED_FLOOR else 0.0
 
 
+def at_least_float(t):
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
 class Results:
     """What one case gives in one precision, under the stored names."""
 
@@ -58,7 +66,7 @@ class Results:
     def put(self, into, prefix, got, stored):
         for name, t in stored.items():
             if t.is_floating_point() and name in got and got[name].numel() == t.numel():
-                into[prefix + name] = got[name].detach().float().reshape(t.shape)
+                into[prefix + name] = at_least_float(got[name].detach()).reshape(t.shape)
 
     def errors(self, truth):
         largest = max((float(t.double().norm()) for t in truth.gradients.values()), default=0.0)
@@ -158,7 +166,7 @@ def run_deem(folder, config, dtype, draw):
 
 
 def run_train(folder, config, dtype, draw):
-    """Five steps of a bf16 model whose optimizer holds f32 weights, as PyTorch is trained in bf16."""
+    """Five steps. The optimizer of a bf16 model holds f32 weights, as PyTorch is trained in bf16."""
     report = Results()
     base = os.path.join(os.path.dirname(folder), "deem_nano")
     with open(os.path.join(base, "config.json")) as file:
@@ -169,7 +177,7 @@ def run_train(folder, config, dtype, draw):
     groups, shadows = [], []
     for name, lr, decay in (line.split(" ") for line in config["parameters"]):
         p = parameters[second.get(name, name)].requires_grad_(True)
-        master = p.detach().float().clone()
+        master = at_least_float(p.detach()).clone()
         shadows.append((p, master))
         groups.append({"params": [master], "lr": float(lr), "weight_decay": float(decay), "base": float(lr)})
     optimizer = torch.optim.AdamW(groups, betas=config["betas"], eps=config["eps"])
@@ -180,7 +188,7 @@ def run_train(folder, config, dtype, draw):
         loss.backward()
         for group, (p, master) in zip(optimizer.param_groups, shadows):
             group["lr"] = group["base"] * factor
-            master.grad = gradient(p).float()
+            master.grad = at_least_float(gradient(p))
             p.grad = None
         y[f"step{k}.grad_norm_before_clip"] = torch.nn.utils.clip_grad_norm_(
             [m for _, m in shadows], config["max_grad_norm"]
@@ -228,6 +236,22 @@ def write_case(to, folder, draw, truth):
             write(os.path.join(to, f"{name}.safetensors"), results)
 
 
+def float64(root):
+    """Where stored gradient norms of the training run are off, what they are without rounding."""
+    kind = "model/deem_nano_train"
+    folder = os.path.join(root, kind)
+    with open(os.path.join(folder, "config.json")) as file:
+        exact = run_train(folder, json.load(file), torch.float64, 0).outputs
+    off = {}
+    for name, stored in tensors(folder, "outputs").items():
+        if name.endswith("grad_norm_before_clip"):
+            part = error(stored, exact[name])
+            print(f"{name}: {float(exact[name])}, stored off by {part:.2e}", file=sys.stderr)
+            if part > OFF:
+                off[name] = float(exact[name])
+    json.dump({"torch": torch.__version__, "cases": {kind: off}}, sys.stdout)
+
+
 def main(root, draws, written, only):
     torch.set_num_threads(2)
     cases = {}
@@ -261,5 +285,9 @@ if __name__ == "__main__":
     options.add_argument("--draws", type=int, default=0)
     options.add_argument("--write")
     options.add_argument("--only", default="")
+    options.add_argument("--float64", action="store_true")
     given = options.parse_args()
-    main(given.fixtures, given.draws, given.write, given.only)
+    if given.float64:
+        float64(given.fixtures)
+    else:
+        main(given.fixtures, given.draws, given.write, given.only)
