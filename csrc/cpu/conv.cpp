@@ -52,7 +52,7 @@ static bool winograd_data(const ConvDataArgs& a) {
 
 // ---- products in f32 whose patches are packed from the picture (cpu/gemm.h) ---------------------------------------------
 
-// Most of a tile would be empty in the gradients.
+// Most of a tile would be empty in the gradient of the picture.
 static bool few_channels(const ConvSizes& s) { return s.in < 8; }
 static bool packs(const ConvSizes& s) { return s.groups == 1 && !multiplies_short(s.dtype); }
 
@@ -206,7 +206,7 @@ static void data(const ConvDataArgs& a) {
   const ConvSizes& s = a.s;
   if (winograd_data(a)) return;
   if (packs(s) && s.stride == 1 && !few_channels(s)) return packed_data(a);
-  if (few_pixels(s)) return product_data(a);
+  if (few_pixels(s) || (packs(s) && few_channels(s))) return product_data(a);
   Wide dy(a.dy, count_y(s), s.dtype), weight(a.weight, count_weight(s), s.dtype);
   WideResult dx(a.dx, count_x(s), s.dtype);
   onednn::conv_backward_data(shape_of(s), dy.data(), weight.data(), dx.data());
@@ -214,7 +214,7 @@ static void data(const ConvDataArgs& a) {
 
 static void weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  if (packs(s) && !few_channels(s)) return packed_weights(a);
+  if (packs(s)) return packed_weights(a);
   if (few_pixels(s)) return product_weights(a);
   Wide x(a.x, count_x(s), s.dtype), dy(a.dy, count_y(s), s.dtype);
   WideResult dweight(a.dweight, count_weight(s), s.dtype), dbias(a.dbias, s.out, s.dtype);

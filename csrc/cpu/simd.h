@@ -55,6 +55,9 @@ template <class T>
 DEEM_INLINE Vec load_part(const T* p, int64_t count) {
 #if DEEM_ISA_INDEX >= 2
   if constexpr (sizeof(T) == 4) return (Vec)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+#elif DEEM_ISA_INDEX == 1
+  if constexpr (sizeof(T) == 4)
+    return (Vec)_mm256_maskload_ps(p, (__m256i)(IntLanes{0, 1, 2, 3, 4, 5, 6, 7} < int32_t(count)));
 #endif
   Vec v{};
   for (int64_t i = 0; i < count; i++) v[i] = load(p + i);
@@ -64,6 +67,15 @@ template <class T>
 DEEM_INLINE void store_part(T* p, Vec v, int64_t count) {
 #if DEEM_ISA_INDEX >= 2
   if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
+#elif DEEM_ISA_INDEX == 1
+  if constexpr (sizeof(T) == 4) {  // some machines take long for stores by mask
+    if (count == kLanes) return store_vec(p, v);
+    __m128 low = _mm256_castps256_ps128((__m256)v);
+    if (count & 4) _mm_storeu_ps(p, low), p += 4, low = _mm256_extractf128_ps((__m256)v, 1);
+    if (count & 2) _mm_storel_pi((__m64*)p, low), p += 2, low = _mm_movehl_ps(low, low);
+    if (count & 1) _mm_store_ss(p, low);
+    return;
+  }
 #endif
   for (int64_t i = 0; i < count; i++) store(p + i, v[i]);
 }

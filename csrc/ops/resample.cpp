@@ -75,7 +75,8 @@ Taps transpose(const Taps& taps, int64_t in) {
   return t;
 }
 
-void run_axis(const Taps& taps, const float* x, float* y, int64_t outer, int64_t in, int64_t inner, Device device) {
+void run_axis(const Taps& taps, const void* x, DType dtype, float* y, int64_t outer, int64_t in, int64_t inner,
+              Device device) {
   Uploaded begin(taps.begin, device), index(taps.index, device);
   Uploaded weight(taps.weight, device);
   resample_axis_kernel(device, {.x = x,
@@ -86,15 +87,16 @@ void run_axis(const Taps& taps, const float* x, float* y, int64_t outer, int64_t
                                 .outer = outer,
                                 .in = in,
                                 .out = taps.size(),
-                                .inner = inner});
+                                .inner = inner,
+                                .dtype = dtype});
 }
 
-// x [n, height, width, channels] -> y [n, rows.size(), columns.size(), channels], both f32.
-void run_both(const Taps& rows, const Taps& columns, const float* x, float* y, int64_t n, int64_t height, int64_t width,
-              int64_t channels, Device device) {
+// x [n, height, width, channels] of any floating dtype -> y [n, rows.size(), columns.size(), channels] of f32.
+void run_both(const Taps& rows, const Taps& columns, const void* x, DType dtype, float* y, int64_t n, int64_t height,
+              int64_t width, int64_t channels, Device device) {
   Tensor half = Tensor::empty({n, rows.size(), width, channels}, DType::f32, device);
-  run_axis(rows, x, half.data<float>(), n, height, width * channels, device);
-  run_axis(columns, half.data<float>(), y, n * rows.size(), width, channels, device);
+  run_axis(rows, x, dtype, half.data<float>(), n, height, width * channels, device);
+  run_axis(columns, half.raw(), DType::f32, y, n * rows.size(), width, channels, device);
 }
 
 Tensor as_f32(const Tensor& x) {
@@ -116,8 +118,8 @@ Tensor run_grid(const Tensor& table, const Taps& rows, const Taps& columns, int6
   Device device = table.device();
   Tensor x = as_f32(table), y = Tensor::empty({rows.size() * columns.size() + cls, channels}, DType::f32, device);
   if (cls > 0) copy_into(slice(y, 0, 0, cls), slice(x, 0, 0, cls));
-  run_both(rows, columns, x.data<float>() + cls * channels, y.data<float>() + cls * channels, 1, height, width,
-           channels, device);
+  run_both(rows, columns, x.data<float>() + cls * channels, DType::f32, y.data<float>() + cls * channels, 1, height,
+           width, channels, device);
   return table.dtype() == DType::f32 ? y : cast(y, table.dtype());
 }
 
@@ -195,8 +197,9 @@ Tensor resample_grid(const Tensor& table, int64_t height, int64_t width) {
 
 Tensor resize_bilinear(const Tensor& x, int64_t height, int64_t width) {
   check_resize("resize_bilinear", x, height, width);
-  Tensor from = as_f32(x), y = Tensor::empty({x.size(0), height, width, x.size(3)}, DType::f32, x.device());
-  run_both(bilinear_taps(x.size(1), height), bilinear_taps(x.size(2), width), from.data<float>(), y.data<float>(),
+  Tensor from = contiguous(x.detach()),
+         y = Tensor::empty({x.size(0), height, width, x.size(3)}, DType::f32, x.device());
+  run_both(bilinear_taps(x.size(1), height), bilinear_taps(x.size(2), width), from.raw(), from.dtype(), y.data<float>(),
            x.size(0), x.size(1), x.size(2), x.size(3), x.device());
   return no_gradient("resize_bilinear", x.dtype() == DType::f32 ? y : cast(y, x.dtype()), {x});
 }

@@ -7,11 +7,12 @@ namespace deem {
 // y[a, o, :] = sum of weight[k] * x[a, index[k], :] over k in begin[o]..begin[o + 1]: one axis of a separable filter,
 // or, with the transposed list, of its gradient.
 struct ResampleAxisArgs {
-  const float* x;
+  const void* x;
   float* y;
   const int64_t *begin, *index;
   const float* weight;
   int64_t outer, in, out, inner;
+  DType dtype;  // of x
 };
 extern Kernel<ResampleAxisArgs> resample_axis_kernel;
 

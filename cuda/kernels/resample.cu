@@ -7,8 +7,9 @@ namespace deem::cuda {
 namespace {
 
 // A row is an output position of one outer item; taps are added in their order.
+template <class T>
 struct ResampleWalk {
-  const float* x;
+  const T* x;
   float* y;
   const int64_t *begin, *index;
   const float* weight;
@@ -18,7 +19,7 @@ struct ResampleWalk {
   template <int N>
   __device__ void at(int64_t row, int64_t column, int count) const {
     const int64_t a = out.divide(row), o = row - a * out.d;
-    const float* from = x + a * in * inner + column;
+    const T* from = x + a * in * inner + column;
     float sum[N] = {};
     for (int64_t k = begin[o]; k < begin[o + 1]; k++) {
       float v[N];
@@ -34,8 +35,11 @@ struct ResampleWalk {
 void resample_axis(const ResampleAxisArgs& a) {
   constexpr int N = 4;
   if (a.outer <= 0 || a.out <= 0) return;
-  const ResampleWalk f{a.x, a.y, a.begin, a.index, a.weight, a.in, a.inner, Divider(a.out, a.outer * a.out)};
-  for_rows<N>(f, a.outer * a.out, a.inner, a.inner % N == 0 && is_aligned<N>(a.x) && is_aligned<N>(a.y));
+  dispatch(a.dtype, "resample_axis", [&]<class T>(T) {
+    const auto* x = static_cast<const T*>(a.x);
+    const ResampleWalk<T> f{x, a.y, a.begin, a.index, a.weight, a.in, a.inner, Divider(a.out, a.outer * a.out)};
+    for_rows<N>(f, a.outer * a.out, a.inner, a.inner % N == 0 && is_aligned<N>(x) && is_aligned<N>(a.y));
+  });
 }
 
 // Rows are source positions: each is read once and shown at all of its outputs, or adds up what they got.

@@ -6,21 +6,27 @@
 
 namespace deem::DEEM_ISA {
 
-static void resample_axis(const ResampleAxisArgs& a) {
-  int64_t taps = a.out ? a.begin[a.out] / a.out + 1 : 1;
-  parallel_for(a.outer * a.out, a.inner * taps * 2, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; r++) {
-      int64_t o = r % a.out;
-      const float* x = a.x + r / a.out * a.in * a.inner;
-      float* y = a.y + r * a.inner;
-      for (int64_t i = 0; i < a.inner; i++) y[i] = 0;
-      for (int64_t k = a.begin[o]; k < a.begin[o + 1]; k++) {
-        const float* row = x + a.index[k] * a.inner;
-        float w = a.weight[k];
+template <class T>
+static void resample_rows(const ResampleAxisArgs& a, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; r++) {
+    const int64_t o = r % a.out;
+    const T* x = (const T*)a.x + r / a.out * a.in * a.inner;
+    float* y = a.y + r * a.inner;
+    for (int64_t i = 0; i < a.inner; i++) y[i] = 0;
+    for (int64_t k = a.begin[o]; k < a.begin[o + 1]; k++) {
+      const T* row = x + a.index[k] * a.inner;
+      const float w = a.weight[k];
 #pragma omp simd
-        for (int64_t i = 0; i < a.inner; i++) y[i] += w * row[i];
-      }
+      for (int64_t i = 0; i < a.inner; i++) y[i] += w * load(row + i);
     }
+  }
+}
+
+static void resample_axis(const ResampleAxisArgs& a) {
+  const int64_t taps = a.out ? a.begin[a.out] / a.out + 1 : 1;
+  dispatch_float(a.dtype, "resample_axis", [&]<class T>(T) {
+    parallel_for(a.outer * a.out, a.inner * taps * 2,
+                 [&](int64_t begin, int64_t end) { resample_rows<T>(a, begin, end); });
   });
 }
 
