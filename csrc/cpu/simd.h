@@ -92,6 +92,33 @@ DEEM_INLINE T max(T a, T b) {
 DEEM_INLINE int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 DEEM_INLINE int64_t whole_lanes(int64_t n) { return ceil_div(n, kLanes) * kLanes; }
 
+// Sums of f(i, sums) over i in 0..n, N of them, each in four registers: one would wait for itself at every addition.
+template <class S, int N, class F>
+DEEM_INLINE void sum_over(int64_t n, S (&total)[N], F&& f) {
+  constexpr int64_t kAtOnce = 4 * kLanes * int64_t(sizeof(float)) / int64_t(sizeof(S));
+  S sums[N][kAtOnce] = {};
+  int64_t i = 0;
+  for (; i + kAtOnce <= n; i += kAtOnce)
+#pragma omp simd
+    for (int64_t j = 0; j < kAtOnce; j++) {
+      S term[N];
+      f(i + j, term);
+      for (int k = 0; k < N; k++) sums[k][j] += term[k];
+    }
+#pragma omp simd
+  for (int64_t j = 0; j < n - i; j++) {
+    S term[N];
+    f(i + j, term);
+    for (int k = 0; k < N; k++) sums[k][j] += term[k];
+  }
+  for (int k = 0; k < N; k++) {
+    S sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < kAtOnce; j++) sum += sums[k][j];
+    total[k] = sum;
+  }
+}
+
 // a * b + c, rounded once where the instruction set can. The compiler fuses too, but chooses which of two products it rounds.
 DEEM_INLINE float fused(float a, float b, float c) {
 #if DEEM_ISA_INDEX >= 1

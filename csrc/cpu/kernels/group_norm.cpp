@@ -7,6 +7,8 @@
 namespace deem::DEEM_ISA {
 
 constexpr int64_t kTile = 64;
+// Columns of what is written: memory is read and written in long runs, and nothing is summed that would have to stay in registers.
+constexpr int64_t kWideTile = 512;
 
 struct Block {
   int64_t offset, size;  // elements, from the start of x
@@ -48,24 +50,27 @@ DEEM_INLINE void fold(const float* values, int64_t columns, int64_t first, int64
 }
 
 // Parameters and statistics of the columns of one tile.
-template <class P>
+template <class P, int64_t N = kTile>
 struct Columns {
-  float mean[kTile], rstd[kTile], w[kTile], b[kTile];
-  int64_t group[kTile];
+  float mean[N], rstd[N], w[N], b[N];
+  int32_t group[N];
 
   template <class Args>
   DEEM_INLINE Columns(const Args& a, int64_t n, int64_t column, int64_t columns) {
     const P *weight = (const P*)a.w, *bias = (const P*)a.b;
-    int64_t per_group = a.channels / a.groups, c = column % a.channels, g = c / per_group,
-            left = per_group - c % per_group;
-    for (int64_t i = 0; i < columns; i++) {
-      group[i] = n * a.groups + g;
-      mean[i] = a.mean[group[i]];
-      rstd[i] = a.rstd[group[i]];
-      w[i] = load(weight + c);
-      b[i] = load(bias + c);
-      if (--left == 0) left = per_group, g++;
-      if (++c == a.channels) c = g = 0;
+    const int64_t per_group = a.channels / a.groups;
+    for (int64_t i = 0, run; i < columns; i += run) {
+      const int64_t c = (column + i) % a.channels, g = c / per_group, of_all = n * a.groups + g;
+      const float mean_g = a.mean[of_all], rstd_g = a.rstd[of_all];
+      run = min(columns - i, (g + 1) * per_group - c);
+#pragma omp simd
+      for (int64_t k = 0; k < run; k++) {
+        group[i + k] = int32_t(of_all);
+        mean[i + k] = mean_g;
+        rstd[i + k] = rstd_g;
+        w[i + k] = load(weight + c + k);
+        b[i + k] = load(bias + c + k);
+      }
     }
   }
 };
@@ -135,9 +140,9 @@ template <bool silu, class T, class P>
 static void normalize_block(const GroupNormArgs& a, const Block& k) {
   const T* x = (const T*)a.x;
   T* y = (T*)a.y;
-  for (int64_t column = 0; column < k.width; column += kTile) {
-    int64_t columns = min(kTile, k.width - column);
-    Columns<P> p(a, k.n, column, columns);
+  for (int64_t column = 0; column < k.width; column += kWideTile) {
+    int64_t columns = min(kWideTile, k.width - column);
+    Columns<P, kWideTile> p(a, k.n, column, columns);
     for (int64_t i = 0; i < columns; i++) p.w[i] *= p.rstd[i];
     for_rows(
         k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
@@ -199,10 +204,10 @@ template <bool silu, class T, class P>
 static void block_dx(const GroupNormBackwardArgs& a, const Block& k) {
   const T *x = (const T*)a.x, *dy = (const T*)a.dy;
   T* dx = (T*)a.dx;
-  for (int64_t column = 0; column < k.width; column += kTile) {
-    int64_t columns = min(kTile, k.width - column);
-    Columns<P> p(a, k.n, column, columns);
-    float mean_g[kTile], mean_gx[kTile];
+  for (int64_t column = 0; column < k.width; column += kWideTile) {
+    int64_t columns = min(kWideTile, k.width - column);
+    Columns<P, kWideTile> p(a, k.n, column, columns);
+    float mean_g[kWideTile], mean_gx[kWideTile];
     for (int64_t i = 0; i < columns; i++) {
       mean_g[i] = a.group_db[p.group[i]];
       mean_gx[i] = a.group_dw[p.group[i]];

@@ -1,5 +1,6 @@
 #include "ops/layer_norm.h"
 
+#include "core/memory.h"
 #include "cpu/simd.h"
 
 namespace deem::DEEM_ISA {
@@ -7,16 +8,16 @@ namespace deem::DEEM_ISA {
 template <class T, class P>
 static void forward_row(const T* x, const P* w, const P* b, T* y, float* mean_out, float* rstd_out, int64_t n,
                         float eps) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += load(x + i);
-  float mean = sum / float(n), square = 0;
-#pragma omp simd reduction(+ : square)
-  for (int64_t i = 0; i < n; i++) {
-    float d = load(x + i) - mean;
-    square += d * d;
-  }
-  float rstd = 1.0f / std::sqrt(square / float(n) + eps);
+  float sum[1], square[1];
+  sum_over(
+      n, sum, [&](int64_t i, float(&term)[1]) __attribute__((always_inline)) { term[0] = load(x + i); });
+  const float mean = sum[0] / float(n);
+  sum_over(
+      n, square, [&](int64_t i, float(&term)[1]) __attribute__((always_inline)) {
+        const float d = load(x + i) - mean;
+        term[0] = d * d;
+      });
+  const float rstd = 1.0f / std::sqrt(square[0] / float(n) + eps);
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) store(y + i, (load(x + i) - mean) * rstd * load(w + i) + load(b + i));
   *mean_out = mean;
@@ -25,14 +26,14 @@ static void forward_row(const T* x, const P* w, const P* b, T* y, float* mean_ou
 
 template <class T, class P>
 static void backward_row(const T* dy, const T* x, const P* w, float mean, float rstd, T* dx, int64_t n) {
-  float sum_g = 0, sum_gx = 0;
-#pragma omp simd reduction(+ : sum_g, sum_gx)
-  for (int64_t i = 0; i < n; i++) {
-    float g = load(dy + i) * load(w + i);
-    sum_g += g;
-    sum_gx += g * (load(x + i) - mean) * rstd;
-  }
-  float a = sum_g / float(n), b = sum_gx / float(n);
+  float sums[2];  // of g and of g * xhat
+  sum_over(
+      n, sums, [&](int64_t i, float(&term)[2]) __attribute__((always_inline)) {
+        const float g = load(dy + i) * load(w + i);
+        term[0] = g;
+        term[1] = g * (load(x + i) - mean) * rstd;
+      });
+  const float a = sums[0] / float(n), b = sums[1] / float(n);
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) {
     float xhat = (load(x + i) - mean) * rstd;
@@ -40,24 +41,14 @@ static void backward_row(const T* dy, const T* x, const P* w, float mean, float 
   }
 }
 
-// Columns are split between threads and rows run in order, so the sums do not depend on the thread count.
 template <class T>
-static void backward_params(const LayerNormBackwardArgs& a, const T* dy, const T* x) {
-  parallel_for(a.cols, a.rows * 4, [&](int64_t begin, int64_t end) {
-    float *dw = a.dw, *db = a.db;
+static void add_params(const T* dy, const T* x, float mean, float rstd, float* dw, float* db, int64_t n) {
 #pragma omp simd
-    for (int64_t i = begin; i < end; i++) dw[i] = db[i] = 0;
-    for (int64_t r = 0; r < a.rows; r++) {
-      const T *dyr = dy + r * a.cols, *xr = x + r * a.cols;
-      float mean = a.mean[r], rstd = a.rstd[r];
-#pragma omp simd
-      for (int64_t i = begin; i < end; i++) {
-        float g = load(dyr + i);
-        dw[i] += g * (load(xr + i) - mean) * rstd;
-        db[i] += g;
-      }
-    }
-  });
+  for (int64_t i = 0; i < n; i++) {
+    const float g = load(dy + i);
+    dw[i] += g * (load(x + i) - mean) * rstd;
+    db[i] += g;
+  }
 }
 
 template <class F>
@@ -78,17 +69,38 @@ static void forward(const LayerNormArgs& a) {
   });
 }
 
-static void backward(const LayerNormBackwardArgs& a) {
-  dispatch_pair(a.dtype, a.param_dtype, "layer_norm_backward", [&]<class T, class P>(T, P) {
-    const T *dy = (const T*)a.dy, *x = (const T*)a.x;
-    if (a.dx)
-      parallel_for(a.rows, a.cols * 8, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; r++)
-          backward_row(dy + r * a.cols, x + r * a.cols, (const P*)a.w, a.mean[r], a.rstd[r], (T*)a.dx + r * a.cols,
-                       a.cols);
-      });
-    if (a.dw) backward_params(a, dy, x);
+// Rows are taken in chunks whose number depends on sizes alone, and the chunks' sums in order: bits do not depend on threads.
+template <class T, class P>
+static void backward_as(const LayerNormBackwardArgs& a) {
+  constexpr int64_t kChunks = 32, kLeast = 8;
+  const T *dy = (const T*)a.dy, *x = (const T*)a.x;
+  const int64_t cols = a.cols, chunks = max<int64_t>(1, min(kChunks, a.rows / kLeast));
+  const size_t bytes = a.dw ? scratch_size(size_t(2 * chunks * cols) * sizeof(float)) : 0;
+  float* parts = a.dw ? (float*)allocate(bytes) : nullptr;
+  parallel_for(chunks, a.rows * cols * 12 / chunks + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k++) {
+      float *dw = parts + 2 * k * cols, *db = dw + cols;
+      if (parts)
+        for (int64_t i = 0; i < cols; i++) dw[i] = db[i] = 0;
+      for (int64_t r = a.rows * k / chunks; r < a.rows * (k + 1) / chunks; r++) {
+        const T *dyr = dy + r * cols, *xr = x + r * cols;
+        if (a.dx) backward_row(dyr, xr, (const P*)a.w, a.mean[r], a.rstd[r], (T*)a.dx + r * cols, cols);
+        if (parts) add_params(dyr, xr, a.mean[r], a.rstd[r], dw, db, cols);
+      }
+    }
   });
+  if (!parts) return;
+  for (int64_t i = 0; i < cols; i++) a.dw[i] = a.db[i] = 0;
+  for (int64_t k = 0; k < chunks; k++) {
+    const float *dw = parts + 2 * k * cols, *db = dw + cols;
+#pragma omp simd
+    for (int64_t i = 0; i < cols; i++) a.dw[i] += dw[i], a.db[i] += db[i];
+  }
+  release(parts, bytes);
+}
+
+static void backward(const LayerNormBackwardArgs& a) {
+  dispatch_pair(a.dtype, a.param_dtype, "layer_norm_backward", [&]<class T, class P>(T, P) { backward_as<T, P>(a); });
 }
 
 static const Register r1{layer_norm_kernel, Device::cpu, forward};

@@ -9,10 +9,10 @@ constexpr int64_t kTile = 512;
 // Not inlined: in the middle of a larger body GCC 12 gives up on vectorising reductions.
 template <class T>
 [[gnu::noinline]] static double sum_run(const T* x, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += double(load(x + i));
-  return sum;
+  double sum[1];
+  sum_over(
+      n, sum, [&](int64_t i, double(&term)[1]) __attribute__((always_inline)) { term[0] = double(load(x + i)); });
+  return sum[0];
 }
 
 // sums[0..width) = sum over `rows` rows of x, `stride` apart.
@@ -91,24 +91,24 @@ static void sum(const SumArgs& a) {
 
 template <class T>
 [[gnu::noinline]] static double squares_run(const T* a, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) {
-    double d = double(load(a + i));
-    sum += d * d;
-  }
-  return sum;
+  double sum[1];
+  sum_over(
+      n, sum, [&](int64_t i, double(&term)[1]) __attribute__((always_inline)) {
+        const double d = double(load(a + i));
+        term[0] = d * d;
+      });
+  return sum[0];
 }
 
 template <class T>
 [[gnu::noinline]] static double differences_run(const T* a, const T* b, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) {
-    double d = double(load(a + i)) - double(load(b + i));
-    sum += d * d;
-  }
-  return sum;
+  double sum[1];
+  sum_over(
+      n, sum, [&](int64_t i, double(&term)[1]) __attribute__((always_inline)) {
+        const double d = double(load(a + i)) - double(load(b + i));
+        term[0] = d * d;
+      });
+  return sum[0];
 }
 
 static void sum_squares(const SumSquaresArgs& s) {

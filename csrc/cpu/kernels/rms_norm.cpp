@@ -6,10 +6,11 @@ namespace deem::DEEM_ISA {
 
 template <class T, class P>
 static void forward_row(const T* x, const P* w, T* y, float* rstd_out, int64_t n, float eps) {
-  float square = 0;
-#pragma omp simd reduction(+ : square)
-  for (int64_t i = 0; i < n; i++) square += load(x + i) * load(x + i);
-  float rstd = 1.0f / std::sqrt(square / float(n) + eps);
+  float square[1];
+  sum_over(
+      n,
+      square, [&](int64_t i, float(&term)[1]) __attribute__((always_inline)) { term[0] = load(x + i) * load(x + i); });
+  const float rstd = 1.0f / std::sqrt(square[0] / float(n) + eps);
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) store(y + i, load(x + i) * rstd * load(w + i));
   *rstd_out = rstd;
@@ -17,10 +18,12 @@ static void forward_row(const T* x, const P* w, T* y, float* rstd_out, int64_t n
 
 template <class T, class P>
 static void backward_row(const T* dy, const T* x, const P* w, float rstd, T* dx, int64_t n) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += load(dy + i) * load(w + i) * (load(x + i) * rstd);
-  float mean = sum / float(n);
+  float sum[1];
+  sum_over(
+      n, sum, [&](int64_t i, float(&term)[1]) __attribute__((always_inline)) {
+        term[0] = load(dy + i) * load(w + i) * (load(x + i) * rstd);
+      });
+  const float mean = sum[0] / float(n);
 #pragma omp simd
   for (int64_t i = 0; i < n; i++) store(dx + i, rstd * (load(dy + i) * load(w + i) - load(x + i) * rstd * mean));
 }
