@@ -42,6 +42,8 @@ export interface Case {
   random?: boolean
   /** Dtypes in which results are not compared, since rounding alone decides them. */
   unchecked?: readonly Precision[]
+  /** What gradients in f32 may differ by (L2), where rounding decides more of them than elsewhere. */
+  gradientLimit?: number
   /** Which peers may run it; default: PyTorch, and onnxruntime for forward passes in f32. */
   peers?: readonly PeerName[]
 }
@@ -77,6 +79,7 @@ export interface OpCase {
   precisions?: readonly Precision[]
   random?: boolean
   unchecked?: readonly Precision[]
+  gradientLimit?: number
 }
 
 /** Forward and backward cases of an operation. Backward reads inputs and the result's gradient once more, and writes gradients. */
@@ -101,5 +104,6 @@ export function opCases(op: OpCase): Case[] {
     },
     ...(op.random && { random: true }),
     ...(op.unchecked && { unchecked: op.unchecked }),
+    ...(op.gradientLimit && { gradientLimit: op.gradientLimit }),
   }))
 }

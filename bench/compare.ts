@@ -42,7 +42,8 @@ export async function compare(
 ): Promise<Comparison[]> {
   const { tensors: theirs } = await readTensors(path)
   const names = new Set([...Object.keys(ours), ...Object.keys(theirs)])
-  const { result, gradient } = limits[c.group][precision]
+  const { result, gradient: usual } = limits[c.group][precision]
+  const gradient = precision === 'f32' ? (c.gradientLimit ?? usual) : usual
   // Some gradients (biases of keys) are zero in exact arithmetic and rounding noise here.
   const gradients = Object.entries(theirs).filter(([name]) => name.startsWith('grad.'))
   const all = Math.hypot(...gradients.map(([, t]) => length(t.toFloat32())))

@@ -130,28 +130,30 @@ TEST("cuda view: rows added where they were gathered") {
 }
 
 TEST("cuda resample: one axis of a separable filter") {
-  for (int64_t inner : {1, 3, 32, 70})
-    for (auto [in, out] : {std::pair<int64_t, int64_t>{1, 1}, {5, 9}, {16, 7}}) {
-      const int64_t outer = 3;
-      std::vector<int64_t> begin{0};
-      for (int64_t o = 0; o < out; o++) begin.push_back(begin.back() + o % 5);  // some outputs see nothing
-      const int64_t taps = begin.back() + 1;
-      Parity p(str("resample_axis ", in, " to ", out, " inner ", inner));
-      auto x = p.random(outer * in * inner), y = p.output(outer * out * inner), starts = p.of(begin),
-           index = p.integers(taps, DType::i64, 0, in), weight = p.random(taps);
-      p.run([&](Device d) {
-        resample_axis_kernel(d, {.x = x(d),
-                                 .y = y(d),
-                                 .begin = starts(d),
-                                 .index = index(d),
-                                 .weight = weight(d),
-                                 .outer = outer,
-                                 .in = in,
-                                 .out = out,
-                                 .inner = inner});
-      });
-      p.close(y);
-    }
+  for (DType dtype : kFloats)
+    for (int64_t inner : {1, 3, 32, 70})
+      for (auto [in, out] : {std::pair<int64_t, int64_t>{1, 1}, {5, 9}, {16, 7}}) {
+        const int64_t outer = 3;
+        std::vector<int64_t> begin{0};
+        for (int64_t o = 0; o < out; o++) begin.push_back(begin.back() + o % 5);  // some outputs see nothing
+        const int64_t taps = begin.back() + 1;
+        Parity p(str("resample_axis ", dtype, ' ', in, " to ", out, " inner ", inner));
+        auto x = p.random(outer * in * inner, dtype), y = p.output(outer * out * inner), starts = p.of(begin),
+             index = p.integers(taps, DType::i64, 0, in), weight = p.random(taps);
+        p.run([&](Device d) {
+          resample_axis_kernel(d, {.x = x(d),
+                                   .y = y(d),
+                                   .begin = starts(d),
+                                   .index = index(d),
+                                   .weight = weight(d),
+                                   .outer = outer,
+                                   .in = in,
+                                   .out = out,
+                                   .inner = inner,
+                                   .dtype = dtype});
+        });
+        p.close(y);
+      }
 }
 
 std::vector<int64_t> ranges(int64_t in, int64_t out) {
