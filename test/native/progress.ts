@@ -158,7 +158,7 @@ test.serial('a listener may abort the call', async (t) => {
 
 test.serial('many calls at once, each told its own', async (t) => {
   using slow = await sampler()
-  const steps = await stepsOf(slow, 150)
+  const steps = await stepsOf(slow, 400)
   const listeners = [steps, steps + 1, steps + 2].map((n) => ({ n, ...listener() }))
   await Promise.all(listeners.map(({ n, onProgress }) => slow.run(n, { onProgress })))
   for (const { n, told } of listeners) inOrder(t, told, n, `${n} steps`)
