@@ -4,7 +4,8 @@
 // mean square of the relative L2 errors of a case's outputs, and of its gradients. Exits 1 where ours is over twice PyTorch's, or where a
 // single output is. In N draws (default 5) each case runs again on weights and inputs changed by a rounding's size, and medians are compared: where
 // errors grow from layer to layer, one run is off by half or by five times as much as the next, ours and PyTorch's alike. --store writes PyTorch's errors to test/fixtures/bf16.json, the limits of
-// `npm run parity -- --dtype bf16`. --float64 writes test/fixtures/float64.json instead (lib/parity/float64.ts) and measures nothing else. Needs python3 with torch.
+// `npm run parity -- --dtype bf16`. --float64 writes test/fixtures/float64.json instead (lib/parity/float64.ts) and measures nothing else. Needs
+// python3 with torch.
 import { spawnSync } from 'node:child_process'
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

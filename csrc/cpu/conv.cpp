@@ -105,7 +105,7 @@ static void packed_weights(const ConvWeightsArgs& a) {
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 
-// ---- few pixels, large weights, where those do not: products (cpu/im2col.h) -----------------------------------------------
+// ---- few pixels and large weights, or a gradient to few channels: products (cpu/im2col.h) ----------------------------------------------
 
 // Where copying the weights would cost as much as a good part of the work; measured by `npm run bench -- conv`.
 static bool few_pixels(const ConvSizes& s) {
@@ -145,7 +145,7 @@ static void product_weights(const ConvWeightsArgs& a) {
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 
-// ---- the rest, groups and gradients through strides or to a few channels: oneDNN -----------------------------------------
+// ---- the rest, groups and gradients of pictures through strides: oneDNN ---------------------------------------------------
 
 // An operand as f32: itself, or in scratch memory.
 class Wide {

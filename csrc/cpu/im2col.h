@@ -1,5 +1,6 @@
-// Convolutions of few pixels with large weights, as products with their patches written out: the weights are read as they lie, where
-// oneDNN's convolutions would first copy all of them into a layout of their own.
+// Convolutions as products with their patches written out. Of few pixels with large weights: those are read as they lie, where
+// oneDNN's convolutions would first copy all of them into a layout of their own. Of few channels: the gradient of the picture is a product with
+// all taps of a pixel, which fill the tiles that the channels alone would leave empty.
 #pragma once
 #include "ops/conv.h"
 

@@ -231,7 +231,7 @@ const whole = (shape: number[], step: number) => {
 
 // Runs of numbers that begin within a row of taps, several of them, blocks of pixels; pixels in parts, where the gradient of the weights
 // would need too much memory at once; and by tiles of 2 x 2 pixels, also with half a tile at the edges, several runs of channels,
-// several chunks of tiles, several pictures, fewer tiles than output channels, alone and in pairs of bf16.
+// several chunks of tiles, several pictures, fewer tiles than output channels, alone and in pairs of bf16. Few channels, with strides that some taps and pixels fall between.
 for (const [n, h, w, c, o, k, stride, pads] of [
   [1, 21, 30, 72, 20, 3, 1, [1, 1, 1, 1]],
   [1, 21, 30, 70, 20, 3, 2, [0, 1, 1, 0]],
@@ -243,6 +243,10 @@ for (const [n, h, w, c, o, k, stride, pads] of [
   [1, 16, 17, 1056, 32, 3, 1, [1, 1, 1, 1]],
   [1, 8, 7, 544, 512, 3, 1, [1, 1, 1, 1]],
   [1, 16, 15, 32, 131, 3, 1, [1, 1, 1, 1]],
+  [2, 33, 30, 3, 40, 4, 4, [0, 0, 0, 0]],
+  [1, 20, 23, 4, 37, 3, 1, [1, 1, 1, 1]],
+  [1, 19, 22, 7, 9, 2, 3, [3, 1, 0, 2]],
+  [2, 14, 17, 1, 5, 5, 2, [4, 0, 3, 3]],
 ] as const)
   test(`conv2d: ${n} x ${h} x ${w} x ${c} to ${o}, kernel ${k}, stride ${stride}, is exact where sums are, gradients too`, async (t) => {
     const [padLeft, padRight, padTop, padBottom] = pads

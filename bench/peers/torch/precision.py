@@ -238,6 +238,7 @@ def write_case(to, folder, draw, truth):
 
 def float64(root):
     """Where stored gradient norms of the training run are off, what they are without rounding."""
+    torch.set_num_threads(2)
     kind = "model/deem_nano_train"
     folder = os.path.join(root, kind)
     with open(os.path.join(folder, "config.json")) as file:

@@ -69,15 +69,16 @@ static void forward(const LayerNormArgs& a) {
   });
 }
 
-// Rows are taken in chunks whose number depends on sizes alone, and the chunks' sums in order: bits do not depend on threads.
+// Where parameters have gradients, rows are taken in chunks whose number depends on sizes alone, and the chunks' sums in order: bits do not
+// depend on threads.
 template <class T, class P>
 static void backward_as(const LayerNormBackwardArgs& a) {
   constexpr int64_t kChunks = 32, kLeast = 8;
   const T *dy = (const T*)a.dy, *x = (const T*)a.x;
-  const int64_t cols = a.cols, chunks = max<int64_t>(1, min(kChunks, a.rows / kLeast));
+  const int64_t cols = a.cols, chunks = a.dw ? max<int64_t>(1, min(kChunks, a.rows / kLeast)) : a.rows;
   const size_t bytes = a.dw ? scratch_size(size_t(2 * chunks * cols) * sizeof(float)) : 0;
   float* parts = a.dw ? (float*)allocate(bytes) : nullptr;
-  parallel_for(chunks, a.rows * cols * 12 / chunks + 1, [&](int64_t begin, int64_t end) {
+  parallel_for(chunks, a.rows * cols * 12 / max<int64_t>(1, chunks) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k++) {
       float *dw = parts + 2 * k * cols, *db = dw + cols;
       if (parts)
