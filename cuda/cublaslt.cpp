@@ -177,7 +177,8 @@ bool cublaslt_gemm(const GemmArgs& g) {
   if (!lib || g.a.cols == 0 || (g.bias && g.c_dtype != g.dtype)) return false;
   const int64_t element = int64_t(size_of(g.dtype));
   using Key = std::array<int64_t, 18>;
-  static std::map<Key, Plan> plans;  // of the engine's thread, which alone calls kernels
+  // Of the engine's thread, which alone calls kernels. Never destroyed: the handles in it stay with the library.
+  static std::map<Key, Plan>& plans = *new std::map<Key, Plan>;
   const Key key{g.batch,
                 g.a.rows,
                 g.a.cols,
