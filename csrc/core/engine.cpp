@@ -1,9 +1,14 @@
 #include "core/engine.h"
 
+#include <semaphore.h>
+
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
 #include <thread>
+
+#include "cpu/parallel.h"
 
 namespace deem {
 
@@ -20,6 +25,16 @@ void report_progress(int64_t done, int64_t total) {
   if (running_progress && *running_progress) (*running_progress)(done, total);
 }
 
+// Sleeping and being woken takes a thread of a virtual machine 50 us and more, longer than many operations: whoever waits looks for
+// `ready` first.
+using Clock = std::chrono::steady_clock;
+template <class F>
+static void watch(std::chrono::microseconds longest, F&& ready) {
+  const auto end = Clock::now() + longest;
+  while (!ready() && Clock::now() < end)
+    for (int i = 0; i < 16; i++) __builtin_ia32_pause();
+}
+
 struct Engine::Impl {
   struct Task {
     std::function<void()> run;
@@ -29,22 +44,30 @@ struct Engine::Impl {
   std::mutex mutex;
   std::condition_variable wake;
   std::deque<Task> queue;
+  std::atomic<size_t> queued{0};  // queue.size(), for who does not hold the lock
 };
 
 Engine::Engine() : p_(new Impl) {
   std::thread([p = p_] {
     on_engine = true;
+    bool small = false;
     for (;;) {
       Impl::Task task;
+      // Not after large tasks where threads are as many as cores: the other ones look for work too now, and whoever is to post some needs a core.
+      if (small || spare_core())
+        watch(std::chrono::microseconds(50), [&] { return p->queued.load(std::memory_order_relaxed) > 0; });
       {
         std::unique_lock lock(p->mutex);
         p->wake.wait(lock, [&] { return !p->queue.empty(); });
         task = std::move(p->queue.front());
         p->queue.pop_front();
+        p->queued.store(p->queue.size(), std::memory_order_relaxed);
       }
       running_flag = task.cancel.get();
       running_progress = &task.progress;
+      const auto start = Clock::now();
       task.run();
+      small = Clock::now() - start < std::chrono::microseconds(20);
       running_flag = nullptr;
       running_progress = nullptr;
     }
@@ -60,15 +83,15 @@ void Engine::post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel,
   {
     std::lock_guard lock(p_->mutex);
     p_->queue.push_back({std::move(run), std::move(cancel), std::move(progress)});
+    p_->queued.store(p_->queue.size(), std::memory_order_relaxed);
   }
   p_->wake.notify_one();
 }
 
 void Engine::run_sync(const std::function<void()>& f) {
   if (on_engine) return f();
-  std::mutex mutex;
-  std::condition_variable wake;
-  bool done = false;
+  sem_t done;
+  sem_init(&done, 0, 0);
   std::exception_ptr error;
   post([&] {
     try {
@@ -76,12 +99,12 @@ void Engine::run_sync(const std::function<void()>& f) {
     } catch (...) {
       error = std::current_exception();
     }
-    std::lock_guard lock(mutex);
-    done = true;
-    wake.notify_one();  // under the lock: the waiter's stack owns the condition variable
+    sem_post(&done);  // after it only the address counts: the waiter, whose stack it is on, may go on at once
   });
-  std::unique_lock lock(mutex);
-  wake.wait(lock, [&] { return done; });
+  bool over = false;
+  watch(std::chrono::microseconds(spare_core() ? 200 : 3), [&] { return over = sem_trywait(&done) == 0; });
+  while (!over) over = sem_wait(&done) == 0;  // again after a signal
+  sem_destroy(&done);
   if (error) std::rethrow_exception(error);
 }
 

@@ -74,6 +74,14 @@ int num_threads() {
   return n;
 }
 
+bool spare_core() {
+  static const int cores = [] {
+    const cpu_set_t mask = process_mask();
+    return CPU_COUNT(&mask);
+  }();
+  return cores > num_threads();
+}
+
 void set_num_threads(int n) {
   check<ValueError>(n >= 1 && n <= 256, "threads must be 1..256 but got ", n);
   threads.store(n, std::memory_order_relaxed);
