@@ -1,7 +1,10 @@
-// npm run test:emu [-- plain asan tsan] [-- --only NAME]: the CUDA backend on the emulated GPU. `plain` runs every test under three
-// schedules, `asan` under AddressSanitizer and UBSan, `tsan` under ThreadSanitizer as a race detector; all three by default. Needs
-// the headers of the CUDA toolkit. Ends with `N passed, N failed`.
+// npm run test:emu [-- plain asan tsan public] [--only NAME] [-DNAME=VALUE]: the CUDA backend on the emulated GPU. `plain` runs every
+// native test under three schedules, `asan` under AddressSanitizer and UBSan, `tsan` under ThreadSanitizer as a race detector; these three
+// by default. `public` takes the way of users: parity of every stored case and the tests of operations with cuda as the device, under the
+// same schedules, and the tests of models under one; most of an hour on two cores. Needs the headers of the CUDA toolkit;
+// -DDEEM_CUDA_WHEELS=DIR (see CMakeLists.txt) brings cuBLASLt's. Ends with `N passed, N failed`.
 import { spawnSync } from 'node:child_process'
+import { readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -25,14 +28,16 @@ const sets = {
   // libgomp is not instrumented: what the CPU's side does on several threads would look like races.
   tsan: { preset: 'emu-tsan', env: { EMU_SEEDS: '1', DEEM_THREADS: '1', OMP_NUM_THREADS: '1' } },
 }
-const chosen = args.length > 0 ? args : Object.keys(sets)
+const settings = args.filter((a) => a.startsWith('-D'))
+const named = args.filter((a) => !a.startsWith('-D'))
+const chosen = named.length > 0 ? named : Object.keys(sets)
 const total = { passed: 0, failed: 0 }
 const seconds = (start) => `${((Date.now() - start) / 1000).toFixed(1)} s`
 
 function build(preset) {
   const start = Date.now()
   for (const step of [
-    ['--preset', preset],
+    ['--preset', preset, ...settings],
     ['--build', '--preset', preset, '--parallel', jobs],
   ]) {
     const { status } = spawnSync('cmake', step, { cwd: root, stdio: ['ignore', 'ignore', 'inherit'] })
@@ -42,10 +47,57 @@ function build(preset) {
   return true
 }
 
+/** A command with cuda as the device, its counts taken from a line of its output. */
+function counted(title, args, env, line) {
+  const start = Date.now()
+  const { status, stdout } = spawnSync(process.execPath, args, {
+    cwd: root,
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...process.env, DEEM_CUDA_PLUGIN: join(root, 'build-emu/libdeem_cudaemu.so'), ...env },
+  })
+  const out = stdout ?? ''
+  const [, passed = '0', failed = '0'] = line.exec(out) ?? []
+  total.passed += Number(passed)
+  total.failed += Number(failed)
+  if (Number(failed) > 0 || status !== 0 || passed === '0') {
+    console.log(out)
+    if (failed === '0') total.failed++ // it ended before it could count
+  }
+  console.log(`${title}: ${passed} passed, ${failed} failed in ${seconds(start)}`)
+}
+
+function publicTests() {
+  // The tests' own script builds what is written in TypeScript, which parity uses.
+  const parity = [join(root, 'dist/parity/cli.js'), 'test/fixtures', '--device', 'cuda']
+  const test = (folder) => [
+    join(root, 'scripts/test.mjs'),
+    ...readdirSync(join(root, 'test', folder))
+      .filter((f) => f.endsWith('.ts'))
+      .map((f) => join('test', folder, f)),
+  ]
+  for (const seed of ['0', '1', '2']) {
+    counted(
+      `operations, schedule ${seed}`,
+      test('ops'),
+      { EMU_SEED: seed, DEEM_DEVICE: 'cuda' },
+      /^(\d+) passed, (\d+) failed$/m,
+    )
+    counted(`parity, schedule ${seed}`, parity, { EMU_SEED: seed }, /^(\d+) ok, (\d+) failed$/m)
+  }
+  counted('models', test('models'), { DEEM_DEVICE: 'cuda' }, /^(\d+) passed, (\d+) failed$/m)
+}
+
 for (const name of chosen) {
+  if (name === 'public') {
+    if (build('emu')) publicTests()
+    else total.failed++
+    continue
+  }
   const set = sets[name]
   if (!set) {
-    console.error(`no set ${name}; there are ${Object.keys(sets).join(', ')}`)
+    console.error(`no set ${name}; there are ${Object.keys(sets).join(', ')}, public`)
     process.exit(2)
   }
   if (!build(set.preset)) {
