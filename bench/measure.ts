@@ -52,7 +52,8 @@ interface Plan {
 
 /** Enough to fill a round, after a first run that builds and caches whatever the work needs. */
 async function calibrate(side: Side): Promise<Plan> {
-  await side.run(1, 1)
+  const [first] = await side.run(1, 1)
+  if ((first as number) > 10 * roundSeconds) return { runs: 1, batches: 1 }
   for (let runs = 1; ; runs *= 4) {
     const one = Math.min(...(await side.run(3, runs))) / runs
     if (one * runs < batchSeconds / 4) continue
