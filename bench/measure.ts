@@ -52,8 +52,9 @@ interface Plan {
 
 /** Enough to fill a round, after a first run that builds and caches whatever the work needs. */
 async function calibrate(side: Side): Promise<Plan> {
-  const [first] = await side.run(1, 1)
-  if ((first as number) > 10 * roundSeconds) return { runs: 1, batches: 1 }
+  await side.run(1, 1)
+  const [second] = await side.run(1, 1)
+  if ((second as number) > 10 * roundSeconds) return { runs: 1, batches: 1 } // more runs would say nothing new of minutes of work
   for (let runs = 1; ; runs *= 4) {
     const one = Math.min(...(await side.run(3, runs))) / runs
     if (one * runs < batchSeconds / 4) continue

@@ -91,6 +91,10 @@ function publicTests() {
 
 for (const name of chosen) {
   if (name === 'public') {
+    if (only.length > 0) {
+      console.error('--only names a native test, and public runs none')
+      process.exit(2)
+    }
     if (build('emu')) publicTests()
     else total.failed++
     continue

@@ -53,7 +53,8 @@ Engine::Engine() : p_(new Impl) {
     bool small = false;
     for (;;) {
       Impl::Task task;
-      // Not after large tasks where threads are as many as cores: the other ones look for work too now, and whoever is to post some needs a core.
+      // Not after large tasks where threads are as many as cores: the others look for work too then, and whoever is to post
+      // some needs a core.
       if (small || spare_core())
         watch(std::chrono::microseconds(50), [&] { return p->queued.load(std::memory_order_relaxed) > 0; });
       {

@@ -36,7 +36,17 @@ cpu_set_t process_mask() {
   return all;
 }
 
-// Physical cores in the affinity mask (hyper-threads counted once), cut to the cgroup's CPU quota.
+// n, or what the cgroup's CPU quota leaves of it.
+int within_quota(int n) {
+  std::ifstream quota("/sys/fs/cgroup/cpu.max");
+  std::string max;
+  double period;
+  if (quota >> max >> period && max != "max" && period > 0)
+    n = std::clamp(int(std::atof(max.c_str()) / period + 0.5), 1, n);
+  return n;
+}
+
+// Physical cores in the affinity mask (hyper-threads counted once), cut to the quota.
 int usable_cores() {
   cpu_set_t mask = process_mask();
   if (CPU_COUNT(&mask) == 0) return std::max(1u, std::thread::hardware_concurrency());
@@ -46,13 +56,7 @@ int usable_cores() {
     std::string dir = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
     cores.insert({read_int(dir + "physical_package_id", 0), read_int(dir + "core_id", cpu)});
   }
-  int n = std::max<int>(1, int(cores.size()));
-  std::ifstream quota("/sys/fs/cgroup/cpu.max");
-  std::string max;
-  double period;
-  if (quota >> max >> period && max != "max" && period > 0)
-    n = std::clamp(int(std::atof(max.c_str()) / period + 0.5), 1, n);
-  return n;
+  return within_quota(std::max<int>(1, int(cores.size())));
 }
 
 std::atomic<int> threads{0};
@@ -75,11 +79,11 @@ int num_threads() {
 }
 
 bool spare_core() {
-  static const int cores = [] {
+  static const int processors = [] {
     const cpu_set_t mask = process_mask();
-    return CPU_COUNT(&mask);
+    return within_quota(std::max(1, CPU_COUNT(&mask)));
   }();
-  return cores > num_threads();
+  return processors > num_threads();
 }
 
 void set_num_threads(int n) {

@@ -11,7 +11,7 @@ namespace deem {
 int num_threads();  // what parallel_for uses; default: physical cores the process may use
 // Lets the calling thread run on every core of the process again, after OMP_PROC_BIND tied it to one while libgomp loaded.
 void unbind_this_thread();
-bool spare_core();            // whether the process may use more cores than num_threads()
+bool spare_core();            // whether the process has more processors, hyper-threads too, than num_threads()
 void set_num_threads(int n);  // throws ValueError outside 1..256
 
 constexpr int64_t kPieces = 4;  // of a thread, where work is large
