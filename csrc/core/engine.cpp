@@ -44,18 +44,28 @@ struct Engine::Impl {
   std::mutex mutex;
   std::condition_variable wake;
   std::deque<Task> queue;
+  std::atomic<int> awaited{0};    // tasks in a row that somebody waited for
   std::atomic<size_t> queued{0};  // queue.size(), for who does not hold the lock
+
+  void add(Task task) {
+    {
+      std::lock_guard lock(mutex);
+      queue.push_back(std::move(task));
+      queued.store(queue.size(), std::memory_order_relaxed);
+    }
+    wake.notify_one();
+  }
 };
 
 Engine::Engine() : p_(new Impl) {
   std::thread([p = p_] {
     on_engine = true;
-    bool small = false;
+    bool small = false, alone = false;
     for (;;) {
       Impl::Task task;
-      // Not after large tasks where threads are as many as cores: the others look for work too then, and whoever is to post
-      // some needs a core.
-      if (small || spare_core())
+      // Not after large tasks of OpenMP's threads where threads are as many as cores: those look for work too then, and whoever is to
+      // post some needs a core.
+      if (small || alone || spare_core())
         watch(std::chrono::microseconds(50), [&] { return p->queued.load(std::memory_order_relaxed) > 0; });
       {
         std::unique_lock lock(p->mutex);
@@ -67,7 +77,9 @@ Engine::Engine() : p_(new Impl) {
       running_flag = task.cancel.get();
       running_progress = &task.progress;
       const auto start = Clock::now();
+      const int64_t teams = teams_of_openmp();
       task.run();
+      alone = teams_of_openmp() == teams;
       small = Clock::now() - start < std::chrono::microseconds(20);
       running_flag = nullptr;
       running_progress = nullptr;
@@ -81,29 +93,32 @@ Engine& Engine::get() {
 }
 
 void Engine::post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel, ProgressSink progress) {
-  {
-    std::lock_guard lock(p_->mutex);
-    p_->queue.push_back({std::move(run), std::move(cancel), std::move(progress)});
-    p_->queued.store(p_->queue.size(), std::memory_order_relaxed);
-  }
-  p_->wake.notify_one();
+  p_->awaited = 0;
+  p_->add({std::move(run), std::move(cancel), std::move(progress)});
 }
 
 void Engine::run_sync(const std::function<void()>& f) {
   if (on_engine) return f();
+  // While tasks alternate with others, OpenMP's threads stay awake and do better.
+  constexpr int kInARow = 8;
+  LentThread lent(p_->awaited++ >= kInARow);  // before the task can begin
   sem_t done;
   sem_init(&done, 0, 0);
   std::exception_ptr error;
-  post([&] {
+  auto run = [&] {
     try {
       f();
     } catch (...) {
       error = std::current_exception();
     }
-    sem_post(&done);  // after it only the address counts: the waiter, whose stack it is on, may go on at once
-  });
+    // After it only the address counts: the waiter, whose stack it is on, may go on at once.
+    sem_post(&done);
+  };
+  p_->add({.run = run, .cancel = nullptr, .progress = nullptr});
   bool over = false;
-  watch(std::chrono::microseconds(spare_core() ? 200 : 3), [&] { return over = sem_trywait(&done) == 0; });
+  auto look = [&] { return over = over || sem_trywait(&done) == 0; };
+  lent.work_until(look);
+  watch(std::chrono::microseconds(spare_core() ? 200 : 3), look);
   while (!over) over = sem_wait(&done) == 0;  // again after a signal
   sem_destroy(&done);
   if (error) std::rethrow_exception(error);

@@ -55,6 +55,7 @@ struct Built {
     args.at(arg).set_data_handle(const_cast<void*>(data));
   }
   void run() {
+    openmp_takes_over();
     for (auto& [arg, r] : before) r.primitive.execute(stream(), r.plain, r.packed);
     primitive.execute(stream(), args);
     for (auto& [arg, r] : after) r.primitive.execute(stream(), r.packed, r.plain);

@@ -1,9 +1,11 @@
 #include "cpu/parallel.h"
 
+#include <omp.h>
 #include <sched.h>
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -90,5 +92,98 @@ void set_num_threads(int n) {
   check<ValueError>(n >= 1 && n <= 256, "threads must be 1..256 but got ", n);
   threads.store(n, std::memory_order_relaxed);
 }
+
+// ---- teams ------------------------------------------------------------------------------------------------------------
+
+// Most teams are OpenMP's, and belong to the engine's thread: libgomp's threads no longer look for work before they sleep where a process has
+// more of them than cores. But where operations are asked for one by one, the thread that asks has nothing to do meanwhile, and to
+// wake it when it sleeps, on a core where a thread of OpenMP's looks for work, takes longer than many operations. So it waits by taking
+// part: a team of two is then the engine's thread and the one that waits for it. With more threads than two, OpenMP's would have
+// to be started and ended as teams change their size.
+namespace {
+
+thread_local bool inside = false;
+thread_local int64_t openmp_teams = 0;
+
+struct Inside {
+  bool before = inside;
+  Inside() { inside = true; }
+  ~Inside() { inside = before; }
+};
+
+void run_body(TeamBody body, void* context, int64_t me, int64_t of) noexcept {
+  Inside scope;
+  body(context, me, of);
+}
+
+struct Job {
+  TeamBody body;
+  void* context;
+  bool done = false;
+};
+
+// What the lent thread and the engine's tell each other: one of these, or a job that waits to be taken. Only the engine's thread
+// offers jobs, and it takes back what nobody took.
+Job *const kNobody = nullptr, *const kWaiting = reinterpret_cast<Job*>(1), *const kWorking = reinterpret_cast<Job*>(2),
+           *const kDismissed = reinterpret_cast<Job*>(3);
+std::atomic<Job*> lent{kNobody};
+
+bool change(Job* from, Job* to) { return lent.compare_exchange_strong(from, to); }
+
+}  // namespace
+
+void give_way() { sched_yield(); }
+
+bool in_team() { return inside; }
+
+bool run_with_lent_thread(TeamBody body, void* context) {
+  Job job{body, context};
+  if (!change(kWaiting, &job)) return false;
+  run_body(body, context, 0, 2);
+  if (!change(&job, kWaiting)) wait_until([] { return lent.load(std::memory_order_acquire) != kWorking; });
+  if (!job.done) run_body(body, context, 1, 2);
+  return true;
+}
+
+void run_team(int64_t threads, TeamBody body, void* context) {
+  if (threads <= 1 || inside) return run_body(body, context, 0, 1);
+  if (threads == 2 && run_with_lent_thread(body, context)) return;
+  openmp_teams++;
+#pragma omp parallel num_threads(int(threads))
+  run_body(body, context, omp_get_thread_num(), omp_get_num_threads());
+}
+
+LentThread::LentThread(bool wanted) : lent_(wanted && num_threads() == 2 && change(kNobody, kWaiting)) {}
+
+LentThread::~LentThread() {
+  if (lent_) lent.store(kNobody, std::memory_order_release);  // a job that came meanwhile goes back to who offered it
+}
+
+void LentThread::work_until(const std::function<bool()>& over) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::microseconds kLongest{1000}, kAlone{20};
+  if (!lent_) return;
+  auto last = Clock::now();
+  for (auto now = last; !over() && now - last < kLongest; now = Clock::now()) {
+    if (now - last > kAlone) give_way();  // the engine's thread may be waiting for this very core
+    for (int i = 0; i < 16 && lent.load(std::memory_order_relaxed) == kWaiting; i++) __builtin_ia32_pause();
+    Job* job = lent.load(std::memory_order_acquire);
+    if (job == kDismissed) break;
+    if (job == kWaiting || !change(job, kWorking)) continue;
+    run_body(job->body, job->context, 1, 2);
+    job->done = true;
+    lent.store(kWaiting, std::memory_order_release);
+    last = Clock::now();
+  }
+  lent.store(kNobody, std::memory_order_release);
+  lent_ = false;
+}
+
+void openmp_takes_over() {
+  change(kWaiting, kDismissed);
+  openmp_teams++;
+}
+
+int64_t teams_of_openmp() { return openmp_teams; }
 
 }  // namespace deem

@@ -1,10 +1,10 @@
-// Threads of the CPU kernels. Plain OpenMP underneath. How work is cut up depends on sizes and the number of threads alone, so the same
+// Threads of the CPU kernels. How work is cut up depends on sizes and the number of threads alone, so the same
 // number gives the same bits; large work is cut finer than threads are many, and they take pieces as they come: on a shared
 // machine one core may have half the speed of another, and so may memory.
 #pragma once
-#include <omp.h>
-
+#include <atomic>
 #include <cstdint>
+#include <functional>
 
 namespace deem {
 
@@ -14,7 +14,52 @@ void unbind_this_thread();
 bool spare_core();            // whether the process has more processors, hyper-threads too, than num_threads()
 void set_num_threads(int n);  // throws ValueError outside 1..256
 
+// ---- teams ------------------------------------------------------------------------------------------------------------
+
+// Calls body(context, me, of) on `of` threads at once, me = 0..of - 1; the calling thread is number 0 and returns when all have. `of` is
+// `threads` or less. An exception must not leave body.
+using TeamBody = void (*)(void* context, int64_t me, int64_t of);
+void run_team(int64_t threads, TeamBody body, void* context);
+bool in_team();  // whether the calling thread runs the body of a team, which starts no team of its own
+
+// A thread that is about to wait for the engine's: from now on it is number 1 of the engine's teams of two, unless that is not wanted, another
+// thread is lent already, or threads are not two.
+class LentThread {
+ public:
+  explicit LentThread(bool wanted);
+  ~LentThread();
+  LentThread(const LentThread&) = delete;
+  // Returns when over() says so, or nothing came for long, or OpenMP takes over.
+  void work_until(const std::function<bool()>& over);
+
+ private:
+  bool lent_;
+};
+// body(context, 0, 2) here and body(context, 1, 2) on the lent thread, or here where it does not come. False, and nothing was called, where
+// none is lent.
+bool run_with_lent_thread(TeamBody body, void* context);
+
+void openmp_takes_over();   // a library is about to start threads of OpenMP's for the calling thread
+int64_t teams_of_openmp();  // that the calling thread has started so far, or libraries for it
+
+void give_way();  // to other threads of this core
+
+// Waits for what another thread is about to do.
+template <class F>
+inline void wait_until(F&& ready) {
+  for (int rounds = 0; !ready(); rounds++) {
+    if (rounds < 4096) __builtin_ia32_pause();
+    else give_way();
+  }
+}
+
 constexpr int64_t kPieces = 4;  // of a thread, where work is large
+
+template <class F>
+[[gnu::always_inline]] inline void on_team(int64_t threads, F& body) {
+  run_team(
+      threads, [](void* context, int64_t me, int64_t of) { (*static_cast<F*>(context))(me, of); }, &body);
+}
 
 // Calls f(begin, end) on disjoint ranges that cover 0..n. `cost` is a rough number of scalar operations per item; work
 // under about 32k operations stays on the calling thread, where waking a team would cost more than it saves, and work that may still lie in
@@ -22,20 +67,20 @@ constexpr int64_t kPieces = 4;  // of a thread, where work is large
 template <class F>
 [[gnu::always_inline]] inline void parallel_for(int64_t n, int64_t cost, F&& f) {
   constexpr int64_t kLarge = 1 << 22;
-  int64_t threads = n * cost < 32768 ? 1 : num_threads();
+  int64_t threads = n * cost < 32768 || in_team() ? 1 : num_threads();
   if (threads > n) threads = n;
   if (threads <= 1) {
     if (n > 0) f(int64_t(0), n);
     return;
   }
-  if (n * cost < kLarge) {
-#pragma omp parallel for num_threads(int(threads)) schedule(static, 1)
-    for (int64_t t = 0; t < threads; t++) f(n * t / threads, n * (t + 1) / threads);
-    return;
-  }
-  const int64_t pieces = n < kPieces * threads ? n : kPieces * threads;
-#pragma omp parallel for num_threads(int(threads)) schedule(dynamic, 1)
-  for (int64_t i = 0; i < pieces; i++) f(n * i / pieces, n * (i + 1) / pieces);
+  const bool fixed = n * cost < kLarge;
+  const int64_t pieces = fixed ? threads : n < kPieces * threads ? n : kPieces * threads;
+  std::atomic<int64_t> next{0};
+  auto body = [&](int64_t me, int64_t of) {
+    for (int64_t i = fixed ? me : next++; i < pieces; i = fixed ? i + of : next++)
+      f(n * i / pieces, n * (i + 1) / pieces);
+  };
+  on_team(threads, body);
 }
 
 // Calls first(i, thread) for i in 0..n and, when all of those are done, then(i, thread) for i in 0..m, on up to `threads` threads, which take
@@ -47,14 +92,13 @@ template <class F, class G>
     for (int64_t i = 0; i < m; i++) then(i, int64_t(0));
     return;
   }
-#pragma omp parallel num_threads(int(threads))
-  {
-    const int64_t me = omp_get_thread_num();
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < n; i++) first(i, me);
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < m; i++) then(i, me);
-  }
+  std::atomic<int64_t> next{0}, done{0}, next_then{0};
+  auto body = [&](int64_t me, int64_t) {
+    for (int64_t i; (i = next++) < n; done++) first(i, me);
+    wait_until([&] { return done == n; });
+    for (int64_t i; (i = next_then++) < m;) then(i, me);
+  };
+  on_team(threads, body);
 }
 
 // Calls f(i, thread) for i in 0..n in the same way.
@@ -64,21 +108,23 @@ template <class F>
     for (int64_t i = 0; i < n; i++) f(i, int64_t(0));
     return;
   }
-#pragma omp parallel for num_threads(int(threads)) schedule(dynamic, 1)
-  for (int64_t i = 0; i < n; i++) f(i, int64_t(omp_get_thread_num()));
+  std::atomic<int64_t> next{0};
+  auto body = [&](int64_t me, int64_t) {
+    for (int64_t i; (i = next++) < n;) f(i, me);
+  };
+  on_team(threads, body);
 }
 
 // parallel_for in many chunks, however little the work, where its speed is that of the memory, which serves one thread better than another.
 template <class F>
 [[gnu::always_inline]] inline void parallel_chunks(int64_t n, int64_t cost, F&& f) {
-  const int threads = n * cost < 32768 ? 1 : num_threads();
+  const int64_t threads = n * cost < 32768 || in_team() ? 1 : num_threads();
   if (threads <= 1) {
     if (n > 0) f(int64_t(0), n);
     return;
   }
   const int64_t chunks = n < 16 * threads ? n : 16 * threads;
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t c = 0; c < chunks; c++) f(n * c / chunks, n * (c + 1) / chunks);
+  parallel_items(threads, chunks, [&](int64_t c, int64_t) { f(n * c / chunks, n * (c + 1) / chunks); });
 }
 
 }  // namespace deem

@@ -15,6 +15,25 @@ template <class T>
   return sum[0];
 }
 
+// Sums of several runs, some numbers of each in turn: a core gets more from memory where it reads in several places (Zen 3:
+// 38 to 45 GB/s of two cores in four places, 30 to 36 in one).
+constexpr int64_t kRuns = 4;
+template <class T>
+struct Run {
+  const T* x;
+  int64_t n = 0;
+  double sum = 0;
+};
+template <class T>
+static void sum_in_turn(Run<T> (&runs)[kRuns]) {
+  constexpr int64_t kTurn = 512;
+  int64_t longest = 0;
+  for (const Run<T>& r : runs) longest = max(longest, r.n);
+  for (int64_t i = 0; i < longest; i += kTurn)
+    for (Run<T>& r : runs)
+      if (i < r.n) r.sum += sum_run(r.x + i, min(kTurn, r.n - i));
+}
+
 // sums[0..width) = sum over `rows` rows of x, `stride` apart.
 template <class T>
 static void sum_columns(const T* x, int64_t rows, int64_t stride, int64_t width, double* sums) {
@@ -36,9 +55,7 @@ static void sum_columns(const T* x, int64_t rows, int64_t stride, int64_t width,
 // One block of rows in one tile of columns.
 template <class T>
 static void sum_block(const T* x, int64_t rows, int64_t inner, int64_t width, double* sums) {
-  if (inner == 1) {
-    *sums = sum_run(x, rows);
-  } else if (inner >= 32) {
+  if (inner >= 32) {
     sum_columns(x, rows, inner, width, sums);
   } else {  // narrow rows, taken `fold` at a time
     const int64_t fold = 128 / inner, wide = fold * inner, full = rows / fold;
@@ -52,8 +69,29 @@ static void sum_block(const T* x, int64_t rows, int64_t inner, int64_t width, do
   }
 }
 
+// Where numbers that are summed lie side by side: sums of rows, or of blocks of them.
 template <class T, class Y>
-static void sum_as(const SumArgs& a) {
+static void sum_lines(const SumArgs& a) {
+  parallel_for(a.outer * a.blocks, a.block_rows, [&](int64_t begin, int64_t end) {
+    const int64_t stretch = ceil_div(end - begin, kRuns);
+    for (int64_t i = 0; i < stretch; i++) {
+      Run<T> runs[kRuns] = {};
+      auto item = [&](int64_t r) { return begin + r * stretch + i; };
+      for (int64_t r = 0; r < kRuns && item(r) < end; r++) {
+        const int64_t row = item(r) % a.blocks * a.block_rows;
+        runs[r] = {(const T*)a.x + item(r) / a.blocks * a.rows + row, min(a.block_rows, a.rows - row)};
+      }
+      sum_in_turn(runs);
+      for (int64_t r = 0; r < kRuns && item(r) < end; r++) {
+        if (a.blocks > 1) a.partial[item(r)] = runs[r].sum;
+        else store((Y*)a.y + item(r), float(runs[r].sum * a.scale));
+      }
+    }
+  });
+}
+
+template <class T, class Y>
+static void sum_columns_as(const SumArgs& a) {
   const T* x = (const T*)a.x;
   Y* y = (Y*)a.y;
   const int64_t tiles = (a.inner + kTile - 1) / kTile, items = a.outer * a.blocks * tiles;
@@ -73,13 +111,19 @@ static void sum_as(const SumArgs& a) {
       for (int64_t i = 0; i < width; i++) store(to + i, float(sums[i] * a.scale));
     }
   });
+}
+
+template <class T, class Y>
+static void sum_as(const SumArgs& a) {
+  if (a.inner == 1) sum_lines<T, Y>(a);
+  else sum_columns_as<T, Y>(a);
   if (a.blocks == 1) return;
   parallel_for(a.outer * a.inner, a.blocks, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const double* from = a.partial + i / a.inner * a.blocks * a.inner + i % a.inner;
       double sum = 0;
       for (int64_t b = 0; b < a.blocks; b++) sum += from[b * a.inner];
-      store(y + i, float(sum * a.scale));
+      store((Y*)a.y + i, float(sum * a.scale));
     }
   });
 }
