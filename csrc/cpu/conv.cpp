@@ -18,22 +18,28 @@ constinit Kernel<WinogradWeightsArgs> winograd_weights_kernel{"winograd_weights"
 static int64_t pixels(const ConvSizes& s) { return s.n * s.oh * s.ow; }
 static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
 
-// ---- 3 x 3 by tiles of 2 x 2 (cpu/winograd.h) ------------------------------------------------------------------------------
+// ---- 3 x 3 by tiles (cpu/winograd.h) ------------------------------------------------------------------------------
 
-// Where there are enough channels and tiles of 2 x 2 pixels for their transformations to pay; `fewest_tiles` is for weights that do not stay
-// in cache. Measured by `npm run bench -- conv`.
-static bool winograd(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
-  constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18;
-  const int64_t tiles = s.n * ((s.oh + 1) / 2) * ((s.ow + 1) / 2), channels = s.in * s.out;
-  return s.groups == 1 && s.kh == 3 && s.kw == 3 && s.stride == 1 && s.in % winograd_channels(s.dtype) == 0 &&
-         s.out >= 16 && channels >= fewest_channels * fewest_channels &&
-         tiles >= (channels > kManyWeights ? fewest_tiles : kFewestTiles);
+// Side of the tiles of results, or 0 where there are too few channels or tiles of 2 x 2 pixels for their transformations to pay; `fewest_tiles`
+// is for weights that do not stay in cache. Measured by `npm run bench -- conv`.
+static int64_t winograd(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
+  constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18, kFewestLarge = 16;
+  auto tiles = [&](int64_t side) { return s.n * ((s.oh + side - 1) / side) * ((s.ow + side - 1) / side); };
+  const int64_t channels = s.in * s.out;
+  const bool pays = s.groups == 1 && s.kh == 3 && s.kw == 3 && s.stride == 1 &&
+                    s.in % winograd_channels(s.dtype) == 0 && s.out >= 16 &&
+                    channels >= fewest_channels * fewest_channels &&
+                    tiles(2) >= (channels > kManyWeights ? fewest_tiles : kFewestTiles);
+  if (!pays) return 0;
+  // Products of all points, of which large tiles waste more where they hang over the edge; less by a fifth pays.
+  const int64_t small = 16 * tiles(2), large = 36 * tiles(4);
+  return !multiplies_short(s.dtype) && tiles(4) >= kFewestLarge && 6 * large < 5 * small ? 4 : 2;
 }
 
 static bool winograd_forward(const ConvForwardArgs& a) {
-  if (!winograd(a.s, 32, 16)) return false;
-  winograd_kernel(Device::cpu, {a.s, false, a.x, a.weight, a.bias, a.y});
-  return true;
+  const int64_t side = winograd(a.s, 32, 16);
+  if (side > 0) winograd_kernel(Device::cpu, {a.s, side, false, a.x, a.weight, a.bias, a.y});
+  return side > 0;
 }
 
 // A convolution of dy with the weights' taps in reverse; of stride 1.
@@ -45,9 +51,9 @@ static ConvSizes reversed(const ConvSizes& s) {
 }
 
 static bool winograd_data(const ConvDataArgs& a) {
-  if (a.s.stride != 1 || !winograd(reversed(a.s), 32, 16)) return false;
-  winograd_kernel(Device::cpu, {reversed(a.s), true, a.dy, a.weight, nullptr, a.dx});
-  return true;
+  const int64_t side = a.s.stride == 1 ? winograd(reversed(a.s), 32, 16) : 0;
+  if (side > 0) winograd_kernel(Device::cpu, {reversed(a.s), side, true, a.dy, a.weight, nullptr, a.dx});
+  return side > 0;
 }
 
 // ---- products in f32 whose patches are packed from the picture (cpu/gemm.h) ---------------------------------------------
@@ -98,7 +104,8 @@ static void packed_data(const ConvDataArgs& a) {
 
 static void packed_weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  if (winograd(s, 48, 192)) winograd_weights_kernel(Device::cpu, {s, a.x, a.dy, a.dweight});
+  const int64_t side = winograd(s, 48, 192);
+  if (side > 0) winograd_weights_kernel(Device::cpu, {s, side, a.x, a.dy, a.dweight});
   else
     packed(s, s.out, patch(s), pixels(s), RowsOf::across, {a.dy, s.out, 0, nullptr}, columns_of(s), picture(a.x, s),
            nullptr, a.dweight);
