@@ -21,9 +21,9 @@ struct bf16 {
   bf16() = default;
   // Round to nearest even; NaN stays NaN.
   DEEM_INLINE explicit bf16(float f) {
-    uint32_t u = std::bit_cast<uint32_t>(f);
-    uint32_t rounded = u + 0x7fff + ((u >> 16) & 1);
-    bits = uint16_t((f != f ? u | 0x400000 : rounded) >> 16);  // chosen in 32 bits, where masks need no narrowing
+    // By masks: of a choice between two numbers the compiler makes one between their upper halves, and narrows the mask for it.
+    uint32_t u = std::bit_cast<uint32_t>(f), nan = f != f ? ~0u : 0u;
+    bits = uint16_t(((u + ((0x7fff + (u >> 16 & 1)) & ~nan)) | (nan & 0x400000)) >> 16);
   }
 };
 

@@ -40,18 +40,19 @@ struct Engine::Impl {
     std::function<void()> run;
     std::shared_ptr<CancelFlag> cancel;
     ProgressSink progress;
+    std::function<void()> done;
   };
   std::mutex mutex;
   std::condition_variable wake;
   std::deque<Task> queue;
-  std::atomic<int> awaited{0};    // tasks in a row that somebody waited for
-  std::atomic<size_t> queued{0};  // queue.size(), for who does not hold the lock
+  std::atomic<int> awaited{0};         // tasks in a row that somebody waited for
+  std::atomic<int64_t> unfinished{0};  // tasks queued or under way; grows under the lock
 
   void add(Task task) {
     {
       std::lock_guard lock(mutex);
       queue.push_back(std::move(task));
-      queued.store(queue.size(), std::memory_order_relaxed);
+      unfinished++;
     }
     wake.notify_one();
   }
@@ -66,13 +67,12 @@ Engine::Engine() : p_(new Impl) {
       // Not after large tasks of OpenMP's threads where threads are as many as cores: those look for work too then, and whoever is to
       // post some needs a core.
       if (small || alone || spare_core())
-        watch(std::chrono::microseconds(50), [&] { return p->queued.load(std::memory_order_relaxed) > 0; });
+        watch(std::chrono::microseconds(50), [&] { return p->unfinished.load(std::memory_order_relaxed) > 0; });
       {
         std::unique_lock lock(p->mutex);
         p->wake.wait(lock, [&] { return !p->queue.empty(); });
         task = std::move(p->queue.front());
         p->queue.pop_front();
-        p->queued.store(p->queue.size(), std::memory_order_relaxed);
       }
       running_flag = task.cancel.get();
       running_progress = &task.progress;
@@ -83,6 +83,10 @@ Engine::Engine() : p_(new Impl) {
       small = Clock::now() - start < std::chrono::microseconds(20);
       running_flag = nullptr;
       running_progress = nullptr;
+      const auto done = std::move(task.done);
+      task = {};
+      p->unfinished.fetch_sub(1, std::memory_order_release);
+      if (done) done();
     }
   }).detach();
 }
@@ -92,9 +96,10 @@ Engine& Engine::get() {
   return *engine;
 }
 
-void Engine::post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel, ProgressSink progress) {
+void Engine::post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel, ProgressSink progress,
+                  std::function<void()> done) {
   p_->awaited = 0;
-  p_->add({std::move(run), std::move(cancel), std::move(progress)});
+  p_->add({std::move(run), std::move(cancel), std::move(progress), std::move(done)});
 }
 
 void Engine::run_sync(const std::function<void()>& f) {
@@ -111,10 +116,9 @@ void Engine::run_sync(const std::function<void()>& f) {
     } catch (...) {
       error = std::current_exception();
     }
-    // After it only the address counts: the waiter, whose stack it is on, may go on at once.
-    sem_post(&done);
   };
-  p_->add({.run = run, .cancel = nullptr, .progress = nullptr});
+  // After sem_post only the address counts: the waiter, whose stack it is on, may go on at once.
+  p_->add({run, nullptr, nullptr, [&done] { sem_post(&done); }});
   bool over = false;
   auto look = [&] { return over = over || sem_trywait(&done) == 0; };
   lent.work_until(look);
@@ -122,6 +126,21 @@ void Engine::run_sync(const std::function<void()>& f) {
   while (!over) over = sem_wait(&done) == 0;  // again after a signal
   sem_destroy(&done);
   if (error) std::rethrow_exception(error);
+}
+
+void Engine::run_brief(const std::function<void()>& f) {
+  if (on_engine) return f();
+  {
+    std::lock_guard lock(p_->mutex);  // nothing begins meanwhile
+    if (p_->unfinished.load(std::memory_order_acquire) == 0) {
+      struct Here {
+        Here() { on_engine = true; }
+        ~Here() { on_engine = false; }
+      } here;
+      return f();
+    }
+  }
+  run_sync(f);
 }
 
 }  // namespace deem

@@ -25,11 +25,15 @@ class Engine {
   static Engine& get();
 
   // Queues a task. `run` must not throw; it runs with `cancel` as the flag that poll_cancel() reads and `progress` behind
-  // report_progress(); both may be null.
-  void post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel = nullptr, ProgressSink progress = nullptr);
+  // report_progress(). `done` tells who waits for it, when nothing of it is under way any more. All but run may be null.
+  void post(std::function<void()> run, std::shared_ptr<CancelFlag> cancel = nullptr, ProgressSink progress = nullptr,
+            std::function<void()> done = nullptr);
 
   // Runs f on the engine thread and waits for it; rethrows what it throws. On the engine thread it just calls f.
   void run_sync(const std::function<void()>& f);
+
+  // The same for what takes no longer than asking a thread to do it: where no task is queued or under way, f runs on the calling thread.
+  void run_brief(const std::function<void()>& f);
 
  private:
   Engine();

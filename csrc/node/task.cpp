@@ -48,8 +48,9 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
     std::lock_guard lock(data.carrier->mutex);
     data.carrier->cancels.insert(cancel);
   }
+  Task* task = owned.release();
   Engine::get().post(
-      [task = owned.release(), cancel, carrier = data.carrier, state = &data] {
+      [task] {
         try {
           poll_cancel();  // aborted while it waited
           task->work();
@@ -57,6 +58,13 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
           task->error = std::current_exception();
         }
         task->work = nullptr;  // inputs are freed here, not on the JavaScript thread
+      },
+      cancel,
+      [meter](int64_t done, int64_t total) {
+        meter->total = total;
+        meter->done = done;
+      },
+      [task, cancel, carrier = data.carrier, state = &data] {
         std::lock_guard lock(carrier->mutex);
         carrier->cancels.erase(cancel);
         if (carrier->closed) return delete task;  // nobody is left to hear of it
@@ -66,11 +74,6 @@ Napi::Object start_task(Napi::Env env, std::function<void()> work, std::function
               delete done;
             });
         if (status != napi_ok) delete task;
-      },
-      cancel,
-      [meter](int64_t done, int64_t total) {
-        meter->total = total;
-        meter->done = done;
       });
   return out;
 }

@@ -91,7 +91,7 @@ Napi::Value JsTensor::set_requires_grad(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Tensor t = tensor("setRequiresGrad");
     bool on = From<bool>::js(info[0], "setRequiresGrad");
-    Engine::get().run_sync([&] { t.set_requires_grad(on); });
+    Engine::get().run_brief([&] { t.set_requires_grad(on); });
     return info.Env().Undefined();
   });
 }
@@ -150,7 +150,7 @@ Napi::Value JsTensor::item(const Napi::CallbackInfo& info) {
 Napi::Value JsTensor::grad(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     Tensor t = tensor("grad"), g;
-    Engine::get().run_sync([&] { g = t.grad(); });
+    Engine::get().run_brief([&] { g = t.grad(); });
     return g ? wrap(info.Env(), g) : info.Env().Null();
   });
 }
@@ -158,7 +158,7 @@ Napi::Value JsTensor::grad(const Napi::CallbackInfo& info) {
 Napi::Value JsTensor::clear_grad(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     Tensor t = tensor("clearGrad");
-    Engine::get().run_sync([&] { t.clear_grad(); });
+    Engine::get().run_brief([&] { t.clear_grad(); });
     return info.Env().Undefined();
   });
 }

@@ -1,5 +1,6 @@
 #include "core/engine.h"
 
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -85,6 +86,45 @@ TEST("engine: many threads post") {
     });
   for (std::thread& t : threads) t.join();
   Engine::get().run_sync([&] { EXPECT_EQ(sum, 2000); });
+}
+
+TEST("engine: what is brief runs on the calling thread, but not before tasks that were posted, nor beside one") {
+  const std::thread::id here = std::this_thread::get_id();
+  Engine::get().run_sync([] {});
+  std::thread::id by;
+  Engine::get().run_brief([&] { by = std::this_thread::get_id(); });
+  EXPECT(by == here);
+  Engine::get().run_brief([&] { Engine::get().run_sync([&] { by = {}; }); });  // nested: runs at once
+  EXPECT(by == std::thread::id{});
+
+  std::atomic<bool> started{false}, go{false};
+  std::vector<int> order;
+  Engine::get().post([&] {
+    started = true;
+    while (!go) std::this_thread::yield();
+    order.push_back(1);
+  });
+  Engine::get().post([&] { order.push_back(2); });
+  while (!started) std::this_thread::yield();
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    go = true;
+  });
+  Engine::get().run_brief([&] { order.push_back(3); });
+  later.join();
+  EXPECT((order == std::vector{1, 2, 3}));
+  expect_error<ShapeError>([] { Engine::get().run_brief([] { throw ShapeError("from here"); }); }, "from here");
+}
+
+TEST("engine: who waits for a task is told when nothing of it is under way") {
+  auto held = std::make_shared<int>(1);
+  std::atomic<long> uses{0};
+  std::atomic<bool> brief{false};
+  Engine::get().post([held] {}, nullptr, nullptr, [&, here = &held] { uses = here->use_count(); });
+  while (uses == 0) std::this_thread::yield();
+  EXPECT_EQ(uses.load(), 1);
+  Engine::get().run_brief([&] { brief = true; });
+  EXPECT(brief);
 }
 
 TEST("engine: what a task captured is freed by the time the next one runs") {
