@@ -256,7 +256,10 @@ const repeats = whole(values.repeats, 'repeats')
 const wanted = (values.peer ?? []).map((p) => oneOf(p, peerNames, 'peer'))
 if (!/^[\w.-]+$/.test(values.name))
   usage(`--name must be a file name of letters, digits, '.', '-' and '_' but is '${values.name}'`)
-const chosen = cases.filter(({ name }) => positionals.length === 0 || positionals.some((f) => name.includes(f)))
+// A whole name is that case alone; anything else is looked for in the names.
+const known = new Set(cases.map((c) => c.name))
+const fits = (name: string, f: string) => (known.has(f) ? name === f : name.includes(f))
+const chosen = cases.filter(({ name }) => positionals.length === 0 || positionals.some((f) => fits(name, f)))
 if (chosen.length === 0)
   usage(`no case has a name with ${positionals.map((f) => `'${f}'`).join(' or ')}; --list shows all`)
 

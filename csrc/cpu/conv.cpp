@@ -23,7 +23,7 @@ static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
 // Side of the tiles of results, or 0 where there are too few channels or tiles of 2 x 2 pixels for their transformations to pay; `fewest_tiles`
 // is for weights that do not stay in cache. Measured by `npm run bench -- conv`.
 static int64_t winograd(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
-  constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18, kFewestLarge = 16;
+  constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18, kFewestLarge = 8;
   auto tiles = [&](int64_t side) { return s.n * ((s.oh + side - 1) / side) * ((s.ow + side - 1) / side); };
   const int64_t channels = s.in * s.out;
   const bool pays = s.groups == 1 && s.kh == 3 && s.kw == 3 && s.stride == 1 &&

@@ -90,45 +90,46 @@ DEEM_INLINE Vec interleaved(const Vec (&x)[kPerSlot<S>]) {
   return x[0];
 }
 
-// Of panel j of output channels, slots c..c + kLanes.
+// Of panel j of output channels, slots c..c + kLanes. Taps are turned over before they are transformed: there are fewer of them than points.
 template <class W, class T, Slot S>
 static void transform_weights(const Plan<W>& p, int64_t j, int64_t c, float* u) {
-  constexpr int kPer = kPerSlot<S>;
+  constexpr int kPer = kPerSlot<S>, kChannels = kPer * kLanes;
   const ConvSizes s = p.a.s;
   const int64_t u_point = p.u_point;
-  const bool back = p.a.back;
   for (int64_t v = 0; v < kVecs; v++) {
     const int64_t first = j * kCols + v * kLanes, count = max<int64_t>(0, min(kLanes, s.out - first));
-    Vec g[3][3], points[W::kPoints][kLanes];
+    Vec taps[9][kChannels];  // of each input channel: of kLanes output channels
+    if (p.a.back) {
+      const T* w = (const T*)p.a.weight + c * kPer * 9 * s.out + first;
+      for (int64_t i = 0; i < kChannels; i++)
+        for (int t = 0; t < 9; t++, w += s.out) {
+          taps[8 - t][i] = count == kLanes ? load_vec(w) : load_part(w, count);
+          if (v == 0) __builtin_prefetch(w + kChannels * 9 * s.out, 0, 2);
+        }
+    } else {
+      for (int t = 0; t < 9; t++)
+        for (int h = 0; h < kPer; h++) {
+          const T* w = (const T*)p.a.weight + (first * 9 + t) * s.in + c * kPer + h * kLanes;
+          Vec square[kLanes];
+          for (int64_t i = 0; i < kLanes; i++) {
+            square[i] = i < count ? load_vec(w + i * 9 * s.in) : Vec{};
+            if (h == 0)
+              __builtin_prefetch(w + i * 9 * s.in + kChannels, 0, 2);  // of 144 rows at once: to the second level
+          }
+          transpose(square);
+          for (int64_t i = 0; i < kLanes; i++) taps[t][h * kLanes + i] = square[i];
+        }
+    }
     for (int64_t i = 0; i < kLanes; i++) {
       Vec of_slot[W::kPoints][kPer];
       for (int h = 0; h < kPer; h++) {
-        if (back) {
-          const T* w = (const T*)p.a.weight + ((c + i) * kPer + h) * 9 * s.out + first;
-          for (int t = 0; t < 9; t++) {
-            g[2 - t / 3][2 - t % 3] = count == kLanes ? load_vec(w + t * s.out) : load_part(w + t * s.out, count);
-            if (v == 0) __builtin_prefetch(w + (kLanes * kPer * 9 + t) * s.out, 0, 2);
-          }
-        } else {
-          const T* w = (const T*)p.a.weight + (first + i) * 9 * s.in + c * kPer + h * kLanes;
-          for (int t = 0; t < 9; t++) {
-            g[t / 3][t % 3] = i < count ? load_vec(w + t * s.in) : Vec{};
-            if (h == 0)
-              __builtin_prefetch(w + t * s.in + kLanes * kPer, 0, 2);  // of 144 rows at once: to the second level
-          }
-        }
-        auto tap = [&](int y, int x) DEEM_ALWAYS { return g[y][x]; };
+        auto tap = [&](int y, int x) DEEM_ALWAYS { return taps[y * 3 + x][i * kPer + h]; };
         auto by = [](const Vec(&d)[3], Vec(&t)[W::kSide]) DEEM_ALWAYS { W::taps(d, t); };
         both_ways<3, W::kSide>(tap, by, [&](int y, int x, Vec v) DEEM_ALWAYS { of_slot[y * W::kSide + x][h] = v; });
       }
-      for (int point = 0; point < W::kPoints; point++)
-        if (back) store_vec(u + point * u_point + i * kCols + v * kLanes, interleaved<S>(of_slot[point]));
-        else points[point][i] = neighbours<S>(of_slot[point]);
-    }
-    if (back) continue;
-    for (int point = 0; point < W::kPoints; point++) {
-      transpose(points[point]);
-      for (int64_t i = 0; i < kLanes; i++) store_vec(u + point * u_point + i * kCols + v * kLanes, points[point][i]);
+      float* to = u + i * kCols + v * kLanes;
+#pragma GCC unroll 36
+      for (int point = 0; point < W::kPoints; point++) store_vec(to + point * u_point, interleaved<S>(of_slot[point]));
     }
   }
 }
