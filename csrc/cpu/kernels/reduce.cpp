@@ -40,7 +40,7 @@ struct Run {
 };
 template <class T>
 static void sum_in_turn(Run<T> (&runs)[kRuns]) {
-  constexpr int64_t kTurn = 4096 / int64_t(sizeof(T));
+  constexpr int64_t kTurn = 512;
   int64_t longest = 0;
   for (const Run<T>& r : runs) longest = max(longest, r.n);
   for (int64_t i = 0; i < longest; i += kTurn)
