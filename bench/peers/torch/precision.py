@@ -232,8 +232,9 @@ def write_case(to, folder, draw, truth):
         if changed := tensors(folder, name, draw):
             write(os.path.join(to, f"{name}.safetensors"), changed)
     for name, results in (("outputs", truth.outputs), ("grads", truth.gradients)):
-        if results:
-            write(os.path.join(to, f"{name}.safetensors"), results)
+        if results:  # norms are taken in float64; stored cases hold f32
+            narrow = {n: t.float() if t.dtype == torch.float64 else t for n, t in results.items()}
+            write(os.path.join(to, f"{name}.safetensors"), narrow)
 
 
 def float64(root):
