@@ -106,7 +106,9 @@ void Engine::run_sync(const std::function<void()>& f) {
   if (on_engine) return f();
   // While tasks alternate with others, OpenMP's threads stay awake and do better.
   constexpr int kInARow = 8;
-  LentThread lent(p_->awaited++ >= kInARow);  // before the task can begin
+  const bool in_a_row = p_->awaited.load() >= kInARow;
+  if (!in_a_row) p_->awaited++;
+  LentThread lent(in_a_row);  // before the task can begin
   sem_t done;
   sem_init(&done, 0, 0);
   std::exception_ptr error;

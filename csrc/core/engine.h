@@ -1,4 +1,4 @@
-// The engine thread: one per process, shared by every JavaScript environment, since one OpenMP team is all the cores
+// The engine thread: one per process, shared by every JavaScript environment, since one team of threads is all the cores
 // there are. Tasks run in the order they were queued. Cancellation is a flag that operations poll.
 #pragma once
 #include <atomic>
@@ -32,7 +32,7 @@ class Engine {
   // Runs f on the engine thread and waits for it; rethrows what it throws. On the engine thread it just calls f.
   void run_sync(const std::function<void()>& f);
 
-  // The same for what takes no longer than asking a thread to do it: where no task is queued or under way, f runs on the calling thread.
+  // The same for what takes no longer than asking a thread to do it: where no task is queued or under way, f runs on the calling thread. f must not queue any.
   void run_brief(const std::function<void()>& f);
 
  private:

@@ -22,7 +22,7 @@ static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
 
 // Side of the tiles of results, or 0 where there are too few channels or tiles of 2 x 2 pixels for their transformations to pay; `fewest_tiles`
 // is for weights that do not stay in cache. Measured by `npm run bench -- conv`.
-static int64_t winograd(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
+static int64_t tile_side(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
   constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18, kFewestLarge = 8;
   auto tiles = [&](int64_t side) { return s.n * ((s.oh + side - 1) / side) * ((s.ow + side - 1) / side); };
   const int64_t channels = s.in * s.out;
@@ -37,7 +37,7 @@ static int64_t winograd(const ConvSizes& s, int64_t fewest_channels, int64_t few
 }
 
 static bool winograd_forward(const ConvForwardArgs& a) {
-  const int64_t side = winograd(a.s, 32, 16);
+  const int64_t side = tile_side(a.s, 32, 16);
   if (side > 0) winograd_kernel(Device::cpu, {a.s, side, false, a.x, a.weight, a.bias, a.y});
   return side > 0;
 }
@@ -51,7 +51,7 @@ static ConvSizes reversed(const ConvSizes& s) {
 }
 
 static bool winograd_data(const ConvDataArgs& a) {
-  const int64_t side = a.s.stride == 1 ? winograd(reversed(a.s), 32, 16) : 0;
+  const int64_t side = a.s.stride == 1 ? tile_side(reversed(a.s), 32, 16) : 0;
   if (side > 0) winograd_kernel(Device::cpu, {reversed(a.s), side, true, a.dy, a.weight, nullptr, a.dx});
   return side > 0;
 }
@@ -104,7 +104,7 @@ static void packed_data(const ConvDataArgs& a) {
 
 static void packed_weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  const int64_t side = winograd(s, 48, 192);
+  const int64_t side = tile_side(s, 48, 192);
   if (side > 0) winograd_weights_kernel(Device::cpu, {s, side, a.x, a.dy, a.dweight});
   else
     packed(s, s.out, patch(s), pixels(s), RowsOf::across, {a.dy, s.out, 0, nullptr}, columns_of(s), picture(a.x, s),

@@ -12,7 +12,8 @@ static void resample_rows(const ResampleAxisArgs& a, int64_t begin, int64_t end)
     const int64_t o = r % a.out;
     const T* x = (const T*)a.x + r / a.out * a.in * a.inner;
     float* y = a.y + r * a.inner;
-    if (a.inner < kLanes) {
+    if (a.inner <
+        kLanes) {  // no vector to fill: loops over taps around one over so few numbers would be most of the work
       for (int64_t i = 0; i < a.inner; i++) {
         float sum = 0;
         for (int64_t k = a.begin[o]; k < a.begin[o + 1]; k++) sum += a.weight[k] * load(x + a.index[k] * a.inner + i);

@@ -161,30 +161,15 @@ static void transform_products(const Plan<W>& p, int64_t first, int64_t count, i
       const float* from = m + (at / p.height * kGroup + c / kCols) * kTile + at % p.height * kCols + c % kCols;
       const int64_t channel = j * kCols + c, lanes = min(kLanes, s.out - channel);
       const Vec start = first_slice ? load_vec(p.bias + channel) : Vec{};
-      Vec t[W::kOut][W::kSide];
-#pragma GCC unroll 6
-      for (int i = 0; i < W::kSide; i++) {
-        Vec column[W::kSide], done[W::kOut];
-#pragma GCC unroll 6
-        for (int k = 0; k < W::kSide; k++) column[k] = load_vec(from + (k * W::kSide + i) * p.m_point);
-        W::results(column, done);
-#pragma GCC unroll 4
-        for (int k = 0; k < W::kOut; k++) t[k][i] = done[k];
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < W::kOut; i++) {
-        if (y + i >= s.oh) break;
-        Vec row[W::kOut];
-        W::results(t[i], row);
-#pragma GCC unroll 4
-        for (int k = 0; k < W::kOut; k++) {
-          if (x + k >= s.ow) break;
-          const int64_t to = (corner + i * s.ow + k) * s.out + channel;
-          const Vec v = row[k] + (first_slice ? start : load_part(p.sums + to, lanes));
-          if (last_slice) store_part((T*)p.a.y + to, v, lanes);
-          else store_part(p.sums + to, v, lanes);
-        }
-      }
+      auto sum = [&](int i, int k) DEEM_ALWAYS { return load_vec(from + (i * W::kSide + k) * p.m_point); };
+      auto by = [](const Vec(&m)[W::kSide], Vec(&r)[W::kOut]) DEEM_ALWAYS { W::results(m, r); };
+      both_ways<W::kSide, W::kOut>(sum, by, [&](int i, int k, Vec v) DEEM_ALWAYS {
+        if (y + i >= s.oh || x + k >= s.ow) return;
+        const int64_t to = (corner + i * s.ow + k) * s.out + channel;
+        v += first_slice ? start : load_part(p.sums + to, lanes);
+        if (last_slice) store_part((T*)p.a.y + to, v, lanes);
+        else store_part(p.sums + to, v, lanes);
+      });
     }
   }
 }

@@ -45,27 +45,14 @@ static void transform_gradient(const Plan<W>& p, int64_t tile, int64_t at) {
     for (int64_t line = 0; line < p.height; line += kLanes) {
       const int64_t channel = panel * p.height + line, count = min(kLanes, s.out - channel);
       float* to = p.dy + (panel * p.chunk + at) * kRowSpan + line;
-      Vec t[W::kSide][W::kOut];
-#pragma GCC unroll 4
-      for (int j = 0; j < W::kOut; j++) {
-        Vec column[W::kOut], done[W::kSide];
-#pragma GCC unroll 4
-        for (int i = 0; i < W::kOut; i++) {
-          const T* from = dy + (i * s.ow + j) * s.out + channel;
-          const bool inside = y + i < s.oh && x + j < s.ow;
-          column[i] = !inside ? Vec{} : count == kLanes ? load_vec(from) : load_part(from, count);
-        }
-        W::gradient(column, done);
-#pragma GCC unroll 6
-        for (int i = 0; i < W::kSide; i++) t[i][j] = done[i];
-      }
-#pragma GCC unroll 6
-      for (int i = 0; i < W::kSide; i++) {
-        Vec row[W::kSide];
-        W::gradient(t[i], row);
-#pragma GCC unroll 6
-        for (int j = 0; j < W::kSide; j++) store_vec(to + (i * W::kSide + j) * p.a_point, row[j]);
-      }
+      auto from = [&](int i, int j) DEEM_ALWAYS {
+        const T* g = dy + (i * s.ow + j) * s.out + channel;
+        const bool inside = y + i < s.oh && x + j < s.ow;
+        return !inside ? Vec{} : count == kLanes ? load_vec(g) : load_part(g, count);
+      };
+      auto by = [](const Vec(&g)[W::kOut], Vec(&t)[W::kSide]) DEEM_ALWAYS { W::gradient(g, t); };
+      both_ways<W::kOut, W::kSide>(
+          from, by, [&](int i, int j, Vec v) DEEM_ALWAYS { store_vec(to + (i * W::kSide + j) * p.a_point, v); });
     }
 }
 
