@@ -16,6 +16,8 @@
 #ifdef DEEM_ISA
 namespace deem::DEEM_ISA {
 
+#define DEEM_ALWAYS __attribute__((always_inline))  // of a lambda, where DEEM_INLINE stands before a function
+
 DEEM_INLINE float load(const float* p) { return *p; }
 DEEM_INLINE float load(const bf16* p) { return float(*p); }
 DEEM_INLINE float load(const f16* p) { return float(*p); }
@@ -49,6 +51,46 @@ DEEM_INLINE Vec load_vec(const bf16* p) {
 #endif
 }
 DEEM_INLINE void store_vec(float* p, Vec v) { *(AnyVec*)p = v; }
+DEEM_INLINE void store_vec(bf16* p, Vec v) {  // the bits that bf16(float) gives
+  typedef uint32_t Bits [[gnu::vector_size(kLanes * 4)]];
+  const Bits u = (Bits)v, nan = (Bits)(v != v);
+  const Bits r = (((u + (0x7fff + (u >> 16 & 1))) & ~nan) | (nan & (u | 0x400000))) >> 16;
+#if DEEM_ISA_INDEX >= 2
+  _mm256_storeu_si256((__m256i_u*)p, _mm512_cvtepi32_epi16((__m512i)r));
+#elif DEEM_ISA_INDEX == 1
+  _mm_storeu_si128((__m128i_u*)p,
+                   _mm_packus_epi32(_mm256_castsi256_si128((__m256i)r), _mm256_extracti128_si256((__m256i)r, 1)));
+#else
+  _mm_storel_epi64((__m128i_u*)p, _mm_packus_epi32((__m128i)r, (__m128i)r));
+#endif
+}
+DEEM_INLINE void store_vec(f16* p, Vec v) {
+#if DEEM_ISA_INDEX >= 2
+  _mm256_storeu_si256((__m256i_u*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif DEEM_ISA_INDEX == 1
+  _mm_storeu_si128((__m128i_u*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int64_t i = 0; i < kLanes; i++) store(p + i, v[i]);
+#endif
+}
+
+// Lanes of partial sums. Vector types, because a reduction over a short loop would add the lanes one after the other.
+template <int n>
+struct Lanes {
+  typedef float type __attribute__((vector_size(n * sizeof(float)), aligned(sizeof(float)), may_alias));
+};
+using F4 = Lanes<4>::type;
+using F8 = Lanes<8>::type;
+using F16 = Lanes<16>::type;
+
+DEEM_INLINE float add_lanes(const F4& v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+DEEM_INLINE float add_lanes(const F8& v) {
+  return add_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+}
+DEEM_INLINE float add_lanes(const F16& v) {
+  return add_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+}
 
 // The first `count` numbers, 0 to kLanes, of a register; the rest are zeros, and their memory is not touched.
 template <class T>
@@ -91,33 +133,6 @@ DEEM_INLINE T max(T a, T b) {
 
 DEEM_INLINE int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 DEEM_INLINE int64_t whole_lanes(int64_t n) { return ceil_div(n, kLanes) * kLanes; }
-
-// Sums of f(i, sums) over i in 0..n, N of them, each in four registers: one would wait for itself at every addition.
-template <class S, int N, class F>
-DEEM_INLINE void sum_over(int64_t n, S (&total)[N], F&& f) {
-  constexpr int64_t kAtOnce = 4 * kLanes * int64_t(sizeof(float)) / int64_t(sizeof(S));
-  S sums[N][kAtOnce] = {};
-  int64_t i = 0;
-  for (; i + kAtOnce <= n; i += kAtOnce)
-#pragma omp simd
-    for (int64_t j = 0; j < kAtOnce; j++) {
-      S term[N];
-      f(i + j, term);
-      for (int k = 0; k < N; k++) sums[k][j] += term[k];
-    }
-#pragma omp simd
-  for (int64_t j = 0; j < n - i; j++) {
-    S term[N];
-    f(i + j, term);
-    for (int k = 0; k < N; k++) sums[k][j] += term[k];
-  }
-  for (int k = 0; k < N; k++) {
-    S sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < kAtOnce; j++) sum += sums[k][j];
-    total[k] = sum;
-  }
-}
 
 // a * b + c, rounded once where the instruction set can. The compiler fuses too, but chooses which of two products it rounds.
 DEEM_INLINE float fused(float a, float b, float c) {

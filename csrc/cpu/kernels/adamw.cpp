@@ -1,6 +1,6 @@
 #include "train/adamw_kernel.h"
 
-#include "cpu/simd.h"
+#include "cpu/doubles.h"
 
 namespace deem::DEEM_ISA {
 
@@ -21,22 +21,15 @@ DEEM_INLINE void for_segments(const AdamWArgs& a, int64_t begin, int64_t end, F&
   }
 }
 
-template <class T>
-static double square_sum(const T* g, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += double(load(g + i)) * double(load(g + i));
-  return sum;
-}
-
 static void squares(const AdamWArgs& a) {
   parallel_for((a.total + a.piece - 1) / a.piece, a.piece, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k++) {
       double sum = 0;
       for_segments(a, k * a.piece, min(a.total, (k + 1) * a.piece),
                    [&](const AdamWSegment& s, int64_t from, int64_t to) {
-                     dispatch_float(s.gradient_dtype, "adamw",
-                                    [&]<class T>(T) { sum += square_sum((const T*)s.gradient + from, to - from); });
+                     dispatch_float(s.gradient_dtype, "adamw", [&]<class T>(T) {
+                       sum += sum_of_squares<T>((const T*)s.gradient + from, nullptr, to - from);
+                     });
                    });
       a.squares[k] = sum;
     }

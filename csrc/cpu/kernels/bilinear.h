@@ -115,24 +115,7 @@ DEEM_INLINE void gather_rows(const T* value, int64_t stride, const Corners& k, i
   if (c < dim) gather_columns<1>(value + c, stride, k.row, k.weight, n, y + c);
 }
 
-// Lanes of partial sums. Vector types, because a reduction over a short loop would add the lanes one after the other.
-template <int n>
-struct Lanes {
-  typedef float type __attribute__((vector_size(n * sizeof(float)), aligned(sizeof(float)), may_alias));
-};
-using F4 = Lanes<4>::type;
-using F8 = Lanes<8>::type;
-using F16 = Lanes<16>::type;
-
 #define DEEM_LOAD(type, p) (*(const type*)(p))
-DEEM_INLINE float add_lanes(const F4& v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-DEEM_INLINE float add_lanes(const F8& v) {
-  return add_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
-}
-DEEM_INLINE float add_lanes(const F16& v) {
-  return add_lanes(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                   __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-}
 
 // D is n, or 0 for any.
 template <int D>

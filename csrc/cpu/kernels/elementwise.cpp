@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "cpu/row.h"
 #include "cpu/strided.h"
 
 namespace deem::DEEM_ISA {
@@ -88,40 +89,34 @@ static void unary_backward(const UnaryBackwardArgs& a) {
 
 // ---- two inputs ---------------------------------------------------------------------------------------------------
 
-// Integers wrap round, which signed arithmetic may not.
-DEEM_INLINE uint64_t load_wide(const int64_t* p) { return uint64_t(*p); }
-template <class T>
-DEEM_INLINE float load_wide(const T* p) {
-  return load(p);
-}
-DEEM_INLINE void store_wide(int64_t* p, uint64_t v) { *p = int64_t(v); }
-template <class T>
-DEEM_INLINE void store_wide(T* p, float v) {
-  store(p, v);
+// Rows of n numbers, `steps` apart; an operand without a row of its own is one number a row.
+template <class Row, class T, bool RowA, bool RowB>
+[[gnu::noinline]] static void binary_stack(T* y, const T* a, const T* b, int64_t rows, const int64_t (&steps)[3],
+                                           int64_t n) {
+  for (; rows > 0; rows--, y += steps[0], a += steps[1], b += steps[2]) {
+    if constexpr (std::is_same_v<T, int64_t>) {
+      const uint64_t one_a = uint64_t(*a), one_b = uint64_t(*b);  // they wrap round, which signed arithmetic may not
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++)
+        y[i] = int64_t(Row::value(RowA ? uint64_t(a[i]) : one_a, RowB ? uint64_t(b[i]) : one_b));
+    } else {
+      const Vec one_a = load(a) - Vec{}, one_b = load(b) - Vec{};
+      for_row(n, [&](int64_t i, int, auto part) DEEM_ALWAYS {
+        put(y + i, Row::value(RowA ? get(a + i, part) : one_a, RowB ? get(b + i, part) : one_b), part);
+      });
+    }
+  }
 }
 
 template <class Row, class T>
 static void binary_rows(const BinaryArgs& args) {
   const int last = args.axes.ndim - 1;
   const bool row_a = args.axes.strides[1][last] != 0, row_b = args.axes.strides[2][last] != 0;
-  for_runs<3>(args.axes, 1, [&](const int64_t* at, int64_t n) {
-    T* y = (T*)args.y + at[0];
-    const T *a = (const T*)args.a + at[1], *b = (const T*)args.b + at[2];
-    const auto first_a = load_wide(a), first_b = load_wide(b);
-    if (row_a && row_b) {
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) store_wide(y + i, Row::value(load_wide(a + i), load_wide(b + i)));
-    } else if (row_a) {
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) store_wide(y + i, Row::value(load_wide(a + i), first_b));
-    } else if (row_b) {
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) store_wide(y + i, Row::value(first_a, load_wide(b + i)));
-    } else {
-      const auto v = Row::value(first_a, first_b);
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) store_wide(y + i, v);
-    }
+  const auto stack = row_a   ? row_b ? binary_stack<Row, T, true, true> : binary_stack<Row, T, true, false>
+                       : row_b ? binary_stack<Row, T, false, true>
+                             : binary_stack<Row, T, false, false>;
+  for_stacks(args.axes, 1, [&](const int64_t(&at)[3], int64_t rows, const int64_t(&steps)[3], int64_t n) {
+    stack((T*)args.y + at[0], (const T*)args.a + at[1], (const T*)args.b + at[2], rows, steps, n);
   });
 }
 

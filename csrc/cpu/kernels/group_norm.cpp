@@ -84,26 +84,24 @@ static void block_moments(const GroupNormArgs& a, const Block& k) {
   for (int64_t column = 0; column < k.width; column += kTile) {
     int64_t columns = min(kTile, k.width - column);
     float s[kTile] = {}, s2[kTile] = {}, centre[kTile];
-    for_rows(
-        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+    for_rows(k, column, columns, [&](int64_t at, int64_t n) DEEM_ALWAYS {
 #pragma omp simd
-          for (int64_t i = 0; i < n; i++) s[i] += load(x + at + i);
-        });
+      for (int64_t i = 0; i < n; i++) s[i] += load(x + at + i);
+    });
     fold(s, columns, column, a.channels, mean);
     for (int64_t i = 0, c = column; i < columns; i++, c++) {
       if (c == a.channels) c = 0;
       centre[i] = mean[c] * inverse;
       s[i] = 0;
     }
-    for_rows(
-        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+    for_rows(k, column, columns, [&](int64_t at, int64_t n) DEEM_ALWAYS {
 #pragma omp simd
-          for (int64_t i = 0; i < n; i++) {
-            float d = load(x + at + i) - centre[i];
-            s[i] += d;
-            s2[i] += d * d;
-          }
-        });
+      for (int64_t i = 0; i < n; i++) {
+        float d = load(x + at + i) - centre[i];
+        s[i] += d;
+        s2[i] += d * d;
+      }
+    });
     fold(s2, columns, column, a.channels, m2);
     fold(s, columns, column, a.channels, mean);
     for (int64_t i = 0; i < min(columns, a.channels); i++) {
@@ -144,14 +142,13 @@ static void normalize_block(const GroupNormArgs& a, const Block& k) {
     int64_t columns = min(kWideTile, k.width - column);
     Columns<P, kWideTile> p(a, k.n, column, columns);
     for (int64_t i = 0; i < columns; i++) p.w[i] *= p.rstd[i];
-    for_rows(
-        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+    for_rows(k, column, columns, [&](int64_t at, int64_t n) DEEM_ALWAYS {
 #pragma omp simd
-          for (int64_t i = 0; i < n; i++) {
-            float z = (load(x + at + i) - p.mean[i]) * p.w[i] + p.b[i];
-            store(y + at + i, silu ? z * sigmoid(z) : z);
-          }
-        });
+      for (int64_t i = 0; i < n; i++) {
+        float z = (load(x + at + i) - p.mean[i]) * p.w[i] + p.b[i];
+        store(y + at + i, silu ? z * sigmoid(z) : z);
+      }
+    });
   }
 }
 
@@ -170,16 +167,15 @@ static void block_gradients(const GroupNormBackwardArgs& a, const Block& k) {
     int64_t columns = min(kTile, k.width - column);
     Columns<P> p(a, k.n, column, columns);
     float dw[kTile] = {}, db[kTile] = {};
-    for_rows(
-        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+    for_rows(k, column, columns, [&](int64_t at, int64_t n) DEEM_ALWAYS {
 #pragma omp simd
-          for (int64_t i = 0; i < n; i++) {
-            float xhat = (load(x + at + i) - p.mean[i]) * p.rstd[i];
-            float g = inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
-            db[i] += g;
-            dw[i] += g * xhat;
-          }
-        });
+      for (int64_t i = 0; i < n; i++) {
+        float xhat = (load(x + at + i) - p.mean[i]) * p.rstd[i];
+        float g = inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
+        db[i] += g;
+        dw[i] += g * xhat;
+      }
+    });
     fold(dw, columns, column, a.channels, a.block_dw + k.index * a.channels);
     fold(db, columns, column, a.channels, a.block_db + k.index * a.channels);
   }
@@ -212,15 +208,14 @@ static void block_dx(const GroupNormBackwardArgs& a, const Block& k) {
       mean_g[i] = a.group_db[p.group[i]];
       mean_gx[i] = a.group_dw[p.group[i]];
     }
-    for_rows(
-        k, column, columns, [&](int64_t at, int64_t n) __attribute__((always_inline)) {
+    for_rows(k, column, columns, [&](int64_t at, int64_t n) DEEM_ALWAYS {
 #pragma omp simd
-          for (int64_t i = 0; i < n; i++) {
-            float xhat = (load(x + at + i) - p.mean[i]) * p.rstd[i];
-            float g = inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
-            store(dx + at + i, p.rstd[i] * (g * p.w[i] - mean_g[i] - xhat * mean_gx[i]));
-          }
-        });
+      for (int64_t i = 0; i < n; i++) {
+        float xhat = (load(x + at + i) - p.mean[i]) * p.rstd[i];
+        float g = inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
+        store(dx + at + i, p.rstd[i] * (g * p.w[i] - mean_g[i] - xhat * mean_gx[i]));
+      }
+    });
   }
 }
 

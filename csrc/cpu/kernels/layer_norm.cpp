@@ -1,54 +1,49 @@
 #include "ops/layer_norm.h"
 
 #include "core/memory.h"
-#include "cpu/simd.h"
+#include "cpu/row.h"
 
 namespace deem::DEEM_ISA {
 
 template <class T, class P>
 static void forward_row(const T* x, const P* w, const P* b, T* y, float* mean_out, float* rstd_out, int64_t n,
                         float eps) {
-  float sum[1], square[1];
-  sum_over(
-      n, sum, [&](int64_t i, float(&term)[1]) __attribute__((always_inline)) { term[0] = load(x + i); });
-  const float mean = sum[0] / float(n);
-  sum_over(
-      n, square, [&](int64_t i, float(&term)[1]) __attribute__((always_inline)) {
-        const float d = load(x + i) - mean;
-        term[0] = d * d;
-      });
-  const float rstd = 1.0f / std::sqrt(square[0] / float(n) + eps);
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) store(y + i, (load(x + i) - mean) * rstd * load(w + i) + load(b + i));
+  Vec sum[kSums] = {}, square[kSums] = {};
+  for_row(n, [&](int64_t i, int k, auto part) DEEM_ALWAYS { sum[k] += get(x + i, part); });
+  const float mean = total(sum) / float(n);
+  for_row(n, [&](int64_t i, int k, auto part) DEEM_ALWAYS {
+    const Vec d = within(get(x + i, part) - mean, part);
+    square[k] += d * d;
+  });
+  const float rstd = 1.0f / std::sqrt(total(square) / float(n) + eps);
+  for_row(n, [&](int64_t i, int, auto part) DEEM_ALWAYS {
+    put(y + i, (get(x + i, part) - mean) * rstd * get(w + i, part) + get(b + i, part), part);
+  });
   *mean_out = mean;
   *rstd_out = rstd;
 }
 
+// dx, and what a row adds to dw and db; either may be null.
 template <class T, class P>
-static void backward_row(const T* dy, const T* x, const P* w, float mean, float rstd, T* dx, int64_t n) {
-  float sums[2];  // of g and of g * xhat
-  sum_over(
-      n, sums, [&](int64_t i, float(&term)[2]) __attribute__((always_inline)) {
-        const float g = load(dy + i) * load(w + i);
-        term[0] = g;
-        term[1] = g * (load(x + i) - mean) * rstd;
-      });
-  const float a = sums[0] / float(n), b = sums[1] / float(n);
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    float xhat = (load(x + i) - mean) * rstd;
-    store(dx + i, rstd * (load(dy + i) * load(w + i) - a - xhat * b));
-  }
-}
-
-template <class T>
-static void add_params(const T* dy, const T* x, float mean, float rstd, float* dw, float* db, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) {
-    const float g = load(dy + i);
-    dw[i] += g * (load(x + i) - mean) * rstd;
-    db[i] += g;
-  }
+static void backward_row(const T* dy, const T* x, const P* w, float mean, float rstd, T* dx, float* dw, float* db,
+                         int64_t n) {
+  Vec g_sum[kSums] = {}, gx_sum[kSums] = {};  // of g = dy w and of g xhat
+  for_row(n, [&](int64_t i, int k, auto part) DEEM_ALWAYS {
+    const Vec d = get(dy + i, part), xhat = (get(x + i, part) - mean) * rstd;
+    if (dw) {
+      put(dw + i, get(dw + i, part) + d * xhat, part);
+      put(db + i, get(db + i, part) + d, part);
+    }
+    const Vec g = d * get(w + i, part);
+    g_sum[k] += g;
+    gx_sum[k] += g * xhat;
+  });
+  if (!dx) return;
+  const float a = total(g_sum) / float(n), b = total(gx_sum) / float(n);
+  for_row(n, [&](int64_t i, int, auto part) DEEM_ALWAYS {
+    const Vec xhat = (get(x + i, part) - mean) * rstd;
+    put(dx + i, rstd * (get(dy + i, part) * get(w + i, part) - a - xhat * b), part);
+  });
 }
 
 template <class F>
@@ -80,13 +75,12 @@ static void backward_as(const LayerNormBackwardArgs& a) {
   float* parts = a.dw ? (float*)allocate(bytes) : nullptr;
   parallel_for(chunks, a.rows * cols * 12 / max<int64_t>(1, chunks) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k++) {
-      float *dw = parts + 2 * k * cols, *db = dw + cols;
+      float *dw = parts ? parts + 2 * k * cols : nullptr, *db = parts ? dw + cols : nullptr;
       if (parts)
         for (int64_t i = 0; i < cols; i++) dw[i] = db[i] = 0;
       for (int64_t r = a.rows * k / chunks; r < a.rows * (k + 1) / chunks; r++) {
-        const T *dyr = dy + r * cols, *xr = x + r * cols;
-        if (a.dx) backward_row(dyr, xr, (const P*)a.w, a.mean[r], a.rstd[r], (T*)a.dx + r * cols, cols);
-        if (parts) add_params(dyr, xr, a.mean[r], a.rstd[r], dw, db, cols);
+        T* dx = a.dx ? (T*)a.dx + r * cols : nullptr;
+        backward_row(dy + r * cols, x + r * cols, (const P*)a.w, a.mean[r], a.rstd[r], dx, dw, db, cols);
       }
     }
   });

@@ -51,7 +51,7 @@ static bool prepare_row(const float* x, const QuantFormat& f, int8_t* out) {
   for (int64_t from = 0; from < f.cols; from += kChunk) {
     const int64_t left = min(kChunk, f.cols - from), blocks = ceil_div(left, int64_t(kNumbers)),
                   units = blocks * kBlockUnits;
-    const auto half_unit = [&](int64_t at) __attribute__((always_inline)) {
+    const auto half_unit = [&](int64_t at) DEEM_ALWAYS {
       return load_part(x + from + at, max(int64_t(0), min(int64_t(16), left - at)));
     };
     float *scales = (float*)out, *sums = scales + kUnits;
@@ -123,7 +123,7 @@ DEEM_INLINE void rows_by_integers(const QuantizedGemvArgs& a, int64_t r, const L
     for (auto& s : of_row) s = _mm512_setzero_ps();
   for (int64_t c = 0; c < f.cols; c += kChunk, x += kChunkHead) {
     const int64_t group = c >> f.shift, count = min(kChunk >> f.shift, f.groups - group);
-    const auto of_units = [&](const f16* stored) __attribute__((always_inline)) {
+    const auto of_units = [&](const f16* stored) DEEM_ALWAYS {
       const __m256i halves = _mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), stored + group);
       return _mm512_permutexvar_ps(group_of, _mm512_cvtph_ps(halves));
     };

@@ -118,7 +118,7 @@ DEEM_INLINE void rows_by_integers(const QuantizedGemvArgs& a, int64_t r, const L
     for (auto& s : of_row) s = Vec{};
   for (int64_t c = 0; c < f.cols; c += kChunk, x += kChunkHead) {
     const int64_t group = c >> f.shift, there = min(kUnits, f.groups - group);
-    const auto of_units = [&](const f16* stored) __attribute__((always_inline)) {
+    const auto of_units = [&](const f16* stored) DEEM_ALWAYS {
       alignas(16) f16 some[kUnits] = {};
       const f16* at = stored + group;
       if (there < kUnits) {
@@ -148,7 +148,7 @@ DEEM_INLINE void rows_by_integers(const QuantizedGemvArgs& a, int64_t r, const L
       ahead += R * 64;
       for (int64_t u = first_unit; u < first_unit + kBlockUnits<Bits>; u++, numbers += kUnitBytes<P>, at += kCodeBytes)
         for (int k = 0; k < R; k++) {
-          const auto words = [&](int64_t i) __attribute__((always_inline)) {
+          const auto words = [&](int64_t i) DEEM_ALWAYS {
             return _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i_u*)(at + k * f.row_bytes) + i));
           };
           __m256i low = words(0), high;

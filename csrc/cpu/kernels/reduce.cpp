@@ -1,6 +1,6 @@
 #include "ops/reduce.h"
 
-#include "cpu/simd.h"
+#include "cpu/doubles.h"
 
 namespace deem::DEEM_ISA {
 
@@ -13,39 +13,54 @@ DEEM_INLINE double sum_of_four(float a, float b, float c, float d) {
   return (double(a) + double(b)) + (double(c) + double(d));
 }
 
-// Not inlined: in the middle of a larger body GCC 12 gives up on vectorising reductions.
-template <class T>
-[[gnu::noinline]] static double sum_run(const T* x, int64_t n) {
-  double sum[1], rest[1] = {0};
-  const int64_t q = sizeof(T) == 2 ? n / 4 : 0, whole = 4 * q;
-  if (q > 0)
-    sum_over(
-        q, rest, [&](int64_t i, double(&term)[1]) __attribute__((always_inline)) {
-          term[0] = sum_of_four<T>(load(x + i), load(x + q + i), load(x + 2 * q + i), load(x + 3 * q + i));
-        });
-  sum_over(
-      n - whole,
-      sum, [&](int64_t i, double(&term)[1]) __attribute__((always_inline)) { term[0] = double(load(x + whole + i)); });
-  return sum[0] + rest[0];
+// Sums of R runs of numbers at once: a core gets more from memory where it reads in several places (Zen 3: 38 to 45 GB/s of two
+// cores in four places, 30 to 36 in one).
+constexpr int kRuns = 4;
+template <class T, int R>
+DEEM_INLINE void sum_runs(const T* const* x, int64_t n, double* sums) {
+  constexpr int64_t kStep = 4 * kLanes;
+  DoubleVec low[R] = {}, high[R] = {};
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep)
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      Vec v[4];
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) v[j] = load_vec(x[r] + i + j * kLanes);
+      if constexpr (sizeof(T) == 2) {
+        const Vec four = (v[0] + v[1]) + (v[2] + v[3]);
+        low[r] += low_half(four), high[r] += high_half(four);
+      } else {
+        low[r] += (low_half(v[0]) + low_half(v[1])) + (low_half(v[2]) + low_half(v[3]));
+        high[r] += (high_half(v[0]) + high_half(v[1])) + (high_half(v[2]) + high_half(v[3]));
+      }
+    }
+  for (int r = 0; r < R; r++) {
+    sums[r] = total(low[r] + high[r]);
+    for (int64_t j = i; j < n; j++) sums[r] += double(load(x[r] + j));
+  }
 }
 
-// Sums of several runs, some numbers of each in turn: a core gets more from memory where it reads in several places (Zen 3:
-// 38 to 45 GB/s of two cores in four places, 30 to 36 in one).
-constexpr int64_t kRuns = 4;
 template <class T>
 struct Run {
   const T* x;
   int64_t n = 0;
   double sum = 0;
 };
+// Runs have the same length, or are shorter at the end of a row, or missing.
 template <class T>
-static void sum_in_turn(Run<T> (&runs)[kRuns]) {
-  constexpr int64_t kTurn = 512;
-  int64_t longest = 0;
-  for (const Run<T>& r : runs) longest = max(longest, r.n);
-  for (int64_t i = 0; i < longest; i += kTurn)
-    for (Run<T>& r : runs)
-      if (i < r.n) r.sum += sum_run(r.x + i, min(kTurn, r.n - i));
+[[gnu::noinline]] static void sum_in_turn(Run<T> (&runs)[kRuns]) {
+  const T* x[kRuns];
+  double sums[kRuns];
+  int64_t shared = runs[0].n;
+  for (int r = 0; r < kRuns; r++) x[r] = runs[r].x, shared = min(shared, runs[r].n);
+  sum_runs<T, kRuns>(x, shared, sums);
+  for (int r = 0; r < kRuns; r++) {
+    const T* rest = x[r] + shared;
+    double more = 0;
+    if (runs[r].n > shared) sum_runs<T, 1>(&rest, runs[r].n - shared, &more);
+    runs[r].sum = sums[r] + more;
+  }
 }
 
 // sums[0..width) = sum over `rows` rows of x, `stride` apart.
@@ -146,35 +161,12 @@ static void sum(const SumArgs& a) {
                  [&]<class T>(T) { dispatch_float(a.y_dtype, "sum", [&]<class Y>(Y) { sum_as<T, Y>(a); }); });
 }
 
-template <class T>
-[[gnu::noinline]] static double squares_run(const T* a, int64_t n) {
-  double sum[1];
-  sum_over(
-      n, sum, [&](int64_t i, double(&term)[1]) __attribute__((always_inline)) {
-        const double d = double(load(a + i));
-        term[0] = d * d;
-      });
-  return sum[0];
-}
-
-template <class T>
-[[gnu::noinline]] static double differences_run(const T* a, const T* b, int64_t n) {
-  double sum[1];
-  sum_over(
-      n, sum, [&](int64_t i, double(&term)[1]) __attribute__((always_inline)) {
-        const double d = double(load(a + i)) - double(load(b + i));
-        term[0] = d * d;
-      });
-  return sum[0];
-}
-
 static void sum_squares(const SumSquaresArgs& s) {
   dispatch_float(s.dtype, "sum_squares", [&]<class T>(T) {
     parallel_for(s.blocks, s.block * 2, [&](int64_t first, int64_t last) {
       for (int64_t k = first; k < last; k++) {
         const int64_t begin = k * s.block, n = min(s.block, s.n - begin);
-        const T* a = (const T*)s.a + begin;
-        s.partial[k] = s.b ? differences_run(a, (const T*)s.b + begin, n) : squares_run(a, n);
+        s.partial[k] = sum_of_squares((const T*)s.a + begin, s.b ? (const T*)s.b + begin : nullptr, n);
       }
     });
     double total = 0;

@@ -1,38 +1,36 @@
 #include "ops/rms_norm.h"
 
-#include "cpu/simd.h"
+#include "cpu/row.h"
 
 namespace deem::DEEM_ISA {
 
-// Not inlined: in the middle of a larger body GCC 12 does worse with the sum.
 template <class T, class P>
-[[gnu::noinline]] static void forward_row(const T* x, const P* w, T* y, float* rstd_out, int64_t n, float eps) {
-  float square[1];
-  sum_over(
-      n,
-      square, [&](int64_t i, float(&term)[1]) __attribute__((always_inline)) { term[0] = load(x + i) * load(x + i); });
-  const float rstd = 1.0f / std::sqrt(square[0] / float(n) + eps);
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) store(y + i, load(x + i) * rstd * load(w + i));
+static void forward_row(const T* x, const P* w, T* y, float* rstd_out, int64_t n, float eps) {
+  Vec square[kSums] = {};
+  for_row(n, [&](int64_t i, int k, auto part) DEEM_ALWAYS {
+    const Vec v = get(x + i, part);
+    square[k] += v * v;
+  });
+  const float rstd = 1.0f / std::sqrt(total(square) / float(n) + eps);
+  for_row(n,
+          [&](int64_t i, int, auto part) DEEM_ALWAYS { put(y + i, get(x + i, part) * rstd * get(w + i, part), part); });
   *rstd_out = rstd;
 }
 
+// dx, and what a row adds to dw; either may be null.
 template <class T, class P>
-static void backward_row(const T* dy, const T* x, const P* w, float rstd, T* dx, int64_t n) {
-  float sum[1];
-  sum_over(
-      n, sum, [&](int64_t i, float(&term)[1]) __attribute__((always_inline)) {
-        term[0] = load(dy + i) * load(w + i) * (load(x + i) * rstd);
-      });
-  const float mean = sum[0] / float(n);
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) store(dx + i, rstd * (load(dy + i) * load(w + i) - load(x + i) * rstd * mean));
-}
-
-template <class T>
-static void add_param_row(const T* dy, const T* x, float rstd, float* dw, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) dw[i] += load(dy + i) * (load(x + i) * rstd);
+static void backward_row(const T* dy, const T* x, const P* w, float rstd, T* dx, float* dw, int64_t n) {
+  Vec sum[kSums] = {};
+  for_row(n, [&](int64_t i, int k, auto part) DEEM_ALWAYS {
+    const Vec d = get(dy + i, part) * (get(x + i, part) * rstd);
+    if (dw) put(dw + i, get(dw + i, part) + d, part);
+    sum[k] += d * get(w + i, part);
+  });
+  if (!dx) return;
+  const float mean = total(sum) / float(n);
+  for_row(n, [&](int64_t i, int, auto part) DEEM_ALWAYS {
+    put(dx + i, rstd * (get(dy + i, part) * get(w + i, part) - get(x + i, part) * rstd * mean), part);
+  });
 }
 
 template <class F>
@@ -61,9 +59,8 @@ static void backward(const RmsNormBackwardArgs& a) {
         if (part)
           for (int64_t i = 0; i < a.cols; i++) part[i] = 0;
         for (int64_t r = a.rows * k / a.chunks; r < a.rows * (k + 1) / a.chunks; r++) {
-          const T *dyr = dy + r * a.cols, *xr = x + r * a.cols;
-          if (a.dx) backward_row(dyr, xr, (const P*)a.w, a.rstd[r], (T*)a.dx + r * a.cols, a.cols);
-          if (part) add_param_row(dyr, xr, a.rstd[r], part, a.cols);
+          T* dx = a.dx ? (T*)a.dx + r * a.cols : nullptr;
+          backward_row(dy + r * a.cols, x + r * a.cols, (const P*)a.w, a.rstd[r], dx, part, a.cols);
         }
       }
     });

@@ -10,8 +10,6 @@ namespace deem::DEEM_ISA {
 // Points do not lie a power of two apart, where a cache could hold only a few of them.
 constexpr int64_t kGap = 16;
 
-#define DEEM_ALWAYS __attribute__((always_inline))  // of a lambda
-
 // F(2 x 2, 3 x 3). G halves, so small whole numbers stay exact; the sums before and after cost about one bit.
 struct Tile2 {
   static constexpr int kOut = 2, kSide = 4, kPoints = kSide * kSide;
