@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cpu/row.h"
+#include "cpu/stream.h"
 #include "cpu/strided.h"
 
 namespace deem::DEEM_ISA {
@@ -50,8 +51,10 @@ static void unary_rows(const UnaryArgs& a) {
   T* y = (T*)a.y;
   parallel_for(a.n, 2, [&](int64_t begin, int64_t end) {
     const float s = a.s, t = a.t;
+    produce(y, begin, end, is_streamed<T>(a.n), [&](T* to, int64_t first, int64_t count) DEEM_ALWAYS {
 #pragma omp simd
-    for (int64_t i = begin; i < end; i++) store(y + i, Row::value(load(x + i), s, t));
+      for (int64_t i = 0; i < count; i++) store(to + i, Row::value(load(x + first + i), s, t));
+    });
   });
 }
 
@@ -61,11 +64,13 @@ static void unary_backward_rows(const UnaryBackwardArgs& a) {
   T* dx = (T*)a.dx;
   parallel_for(a.n, 3, [&](int64_t begin, int64_t end) {
     const float s = a.s, t = a.t;
+    produce(dx, begin, end, is_streamed<T>(a.n), [&](T* to, int64_t first, int64_t count) DEEM_ALWAYS {
 #pragma omp simd
-    for (int64_t i = begin; i < end; i++) {
-      float v = load(kept + i);
-      store(dx + i, load(dy + i) * Row::derivative(v, v, s, t));
-    }
+      for (int64_t i = 0; i < count; i++) {
+        float v = load(kept + first + i);
+        store(to + i, load(dy + first + i) * Row::derivative(v, v, s, t));
+      }
+    });
   });
 }
 
@@ -115,8 +120,16 @@ static void binary_rows(const BinaryArgs& args) {
   const auto stack = row_a   ? row_b ? binary_stack<Row, T, true, true> : binary_stack<Row, T, true, false>
                        : row_b ? binary_stack<Row, T, false, true>
                              : binary_stack<Row, T, false, false>;
+  int64_t numbers = 1;
+  for (int d = 0; d <= last; d++) numbers *= args.axes.shape[d];
+  const bool streamed = is_streamed<T>(numbers);
   for_stacks(args.axes, 1, [&](const int64_t(&at)[3], int64_t rows, const int64_t(&steps)[3], int64_t n) {
-    stack((T*)args.y + at[0], (const T*)args.a + at[1], (const T*)args.b + at[2], rows, steps, n);
+    T* y = (T*)args.y + at[0];
+    const T *a = (const T*)args.a + at[1], *b = (const T*)args.b + at[2];
+    if (rows > 1) return stack(y, a, b, rows, steps, n);
+    produce(y, 0, n, streamed, [&](T* to, int64_t first, int64_t count) {
+      stack(to, a + (row_a ? first : 0), b + (row_b ? first : 0), 1, steps, count);
+    });
   });
 }
 
@@ -236,9 +249,10 @@ static void cast(const CastArgs& a) {
     dispatch_any(a.to, [&]<class To>(To) {
       parallel_for(a.n, 1, [&](int64_t begin, int64_t end) {
         const From* x = (const From*)a.x;
-        To* y = (To*)a.y;
+        produce((To*)a.y, begin, end, is_streamed<To>(a.n), [&](To* to, int64_t first, int64_t count) DEEM_ALWAYS {
 #pragma omp simd
-        for (int64_t i = begin; i < end; i++) convert(x + i, y + i);
+          for (int64_t i = 0; i < count; i++) convert(x + first + i, to + i);
+        });
       });
     });
   });

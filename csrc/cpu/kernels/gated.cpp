@@ -1,6 +1,6 @@
 #include "ops/gated.h"
 
-#include "cpu/simd.h"
+#include "cpu/stream.h"
 
 namespace deem::DEEM_ISA {
 
@@ -47,9 +47,10 @@ static void gated(const GatedArgs& a) {
     parallel_for(a.rows, a.n * 8, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
         const T* x = (const T*)a.x + r * 2 * a.n;
-        T* y = (T*)a.y + r * a.n;
-        if (a.gate == Gate::geglu) geglu_row(x, x + a.n, y, a.n);
-        else swiglu_row(x, x + a.n, y, a.n);
+        produce((T*)a.y + r * a.n, 0, a.n, is_streamed<T>(a.rows * a.n), [&](T* to, int64_t first, int64_t count) {
+          if (a.gate == Gate::geglu) geglu_row(x + first, x + a.n + first, to, count);
+          else swiglu_row(x + first, x + a.n + first, to, count);
+        });
       }
     });
   });

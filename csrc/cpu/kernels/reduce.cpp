@@ -13,9 +13,7 @@ DEEM_INLINE double sum_of_four(float a, float b, float c, float d) {
   return (double(a) + double(b)) + (double(c) + double(d));
 }
 
-// Sums of R runs of numbers at once: a core gets more from memory where it reads in several places (Zen 3: 38 to 45 GB/s of two
-// cores in four places, 30 to 36 in one).
-constexpr int kRuns = 4;
+// Sums of R runs of n numbers.
 template <class T, int R>
 DEEM_INLINE void sum_runs(const T* const* x, int64_t n, double* sums) {
   constexpr int64_t kStep = 4 * kLanes;
@@ -49,13 +47,13 @@ struct Run {
 };
 // Runs have the same length, or are shorter at the end of a row, or missing.
 template <class T>
-[[gnu::noinline]] static void sum_in_turn(Run<T> (&runs)[kRuns]) {
-  const T* x[kRuns];
-  double sums[kRuns];
+[[gnu::noinline]] static void sum_in_turn(Run<T> (&runs)[kPlaces]) {
+  const T* x[kPlaces];
+  double sums[kPlaces];
   int64_t shared = runs[0].n;
-  for (int r = 0; r < kRuns; r++) x[r] = runs[r].x, shared = min(shared, runs[r].n);
-  sum_runs<T, kRuns>(x, shared, sums);
-  for (int r = 0; r < kRuns; r++) {
+  for (int r = 0; r < kPlaces; r++) x[r] = runs[r].x, shared = min(shared, runs[r].n);
+  sum_runs<T, kPlaces>(x, shared, sums);
+  for (int r = 0; r < kPlaces; r++) {
     const T* rest = x[r] + shared;
     double more = 0;
     if (runs[r].n > shared) sum_runs<T, 1>(&rest, runs[r].n - shared, &more);
@@ -101,16 +99,16 @@ static void sum_block(const T* x, int64_t rows, int64_t inner, int64_t width, do
 template <class T, class Y>
 static void sum_lines(const SumArgs& a) {
   parallel_for(a.outer * a.blocks, a.block_rows, [&](int64_t begin, int64_t end) {
-    const int64_t stretch = ceil_div(end - begin, kRuns);
+    const int64_t stretch = ceil_div(end - begin, kPlaces);
     for (int64_t i = 0; i < stretch; i++) {
-      Run<T> runs[kRuns] = {};
+      Run<T> runs[kPlaces] = {};
       auto item = [&](int64_t r) { return begin + r * stretch + i; };
-      for (int64_t r = 0; r < kRuns && item(r) < end; r++) {
+      for (int64_t r = 0; r < kPlaces && item(r) < end; r++) {
         const int64_t row = item(r) % a.blocks * a.block_rows;
         runs[r] = {(const T*)a.x + item(r) / a.blocks * a.rows + row, min(a.block_rows, a.rows - row)};
       }
       sum_in_turn(runs);
-      for (int64_t r = 0; r < kRuns && item(r) < end; r++) {
+      for (int64_t r = 0; r < kPlaces && item(r) < end; r++) {
         if (a.blocks > 1) a.partial[item(r)] = runs[r].sum;
         else store((Y*)a.y + item(r), float(runs[r].sum * a.scale));
       }
