@@ -295,6 +295,46 @@ test('whole numbers are exact', (t) => {
   t.deepEqual([...ops.where(tensor([1, 0, 1], [3], 'u8'), a, tensor(0n, [], 'i64')).read()], [big, 0n, 3n])
 })
 
+// ---- large results ----------------------------------------------------------------------------------------------------
+
+// More than 16 MB in 16 bits too; rows begin anywhere in a cache line.
+const large = [33, 262_147]
+const row = (x: Tensor, r: number) => ops.contiguous(ops.slice(x, 0, r, r + 1))
+
+for (const dtype of ['f32', 'bf16', 'f16'] as const)
+  test(`results too large for a cache are those of their rows, ${dtype}`, async (t) => {
+    const draw = (shape: number[], seed: number) => ops.cast(ops.randn(shape, 1, seed), dtype)
+    const [a, b, column] = [draw(large, 1), draw(large, 2), draw([33, 1], 3)]
+    const runs: Record<string, (a: Tensor, b: Tensor, column: Tensor) => Tensor> = {
+      'a b': ops.mul,
+      'a column': (a, _, column) => ops.mul(a, column),
+      'column - a': (a, _, column) => ops.sub(column, a),
+      mulScalar: (a) => ops.mulScalar(a, 1.3),
+      silu: ops.silu,
+      cast: (a) => ops.cast(a, dtype === 'f32' ? 'bf16' : 'f32'),
+    }
+    for (const [name, run] of Object.entries(runs)) {
+      using whole = run(a, b, column)
+      for (const r of [0, 1, 16, 32]) {
+        using alone = run(row(a, r), row(b, r), row(column, r))
+        t.deepEqual(
+          Buffer.from(row(whole, r).toFloat32().buffer),
+          Buffer.from(alone.toFloat32().buffer),
+          `${name} ${r}`,
+        )
+      }
+    }
+    a.requiresGrad = true
+    await backward([ops.silu(a)], [b])
+    const gradient = a.grad as Tensor
+    for (const r of [0, 32]) {
+      const x = row(a.detach(), r)
+      x.requiresGrad = true
+      await backward([ops.silu(x)], [row(b, r)])
+      compare(t, `gradient ${r}`, row(gradient, r).toFloat32(), x.grad?.toFloat32() ?? [], 1e-7)
+    }
+  })
+
 // ---- conversions ------------------------------------------------------------------------------------------------------
 
 const conversions: [from: DType, value: number | bigint, to: DType, want: number | bigint][] = [

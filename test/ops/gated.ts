@@ -1,6 +1,7 @@
+import test from 'ava'
 import { ops, type Tensor, tensor } from 'deem'
 import { activations } from '../_harness/activations.js'
-import { type F64, narrowLimits, type OpCase, opTest, rejects, zeros } from '../_harness/op.js'
+import { compare, type F64, narrowLimits, type OpCase, opTest, rejects, zeros } from '../_harness/op.js'
 
 const ops_ = {
   geglu: { run: ops.geglu, f: (a: number, b: number) => a * activations.gelu(b) },
@@ -40,6 +41,14 @@ for (const [name, { run, f }] of Object.entries(ops_)) {
         }),
     },
   ])
+  test(`${name}: a result too large for a cache is that of its rows`, (t) => {
+    const x = ops.randn([17, 524_294], 1, 1) // rows begin anywhere in a cache line
+    const whole = run(x)
+    for (const r of [0, 1, 16]) {
+      const row = (y: Tensor) => ops.contiguous(ops.slice(y, 0, r, r + 1))
+      compare(t, `row ${r}`, row(whole).toFloat32(), run(row(x)).toFloat32(), 1e-7)
+    }
+  })
   rejects(name, {
     'an odd width': ['ERR_SHAPE', () => run(zeros(2, 3))],
     'no width': ['ERR_SHAPE', () => run(zeros(2, 0))],

@@ -10,7 +10,8 @@
 
 namespace deem::DEEM_ISA {
 
-constexpr int64_t kDepth = 512;                                  // numbers of a run
+// Numbers of a run, at most. With AVX2 640, since lines of 640 and 1280 numbers are frequent and runs cost a pass over the tiles.
+constexpr int64_t kDepth = kLanes == 8 ? 640 : 512;
 constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block, at most
 constexpr int64_t kLeastA = 56 / kRows, kLeastB = 32 / kCols;    // at least: each panel of the other is fetched for it
 constexpr int64_t kPartial = 3 << 15;                            // numbers of the tiles that wait between runs

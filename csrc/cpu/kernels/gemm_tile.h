@@ -76,9 +76,11 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++)
     for (int v = 0; v < V; v++) sum[m][v] = Vec{};
-  if (start)
-    for (int m = 0; m < M; m++)
-      for (int i = 0; i < V * kLanes; i += 16) __builtin_prefetch(start + m * start_stride + i);
+  for (int m = 0; m < M; m++)
+    for (int i = 0; i < V * kLanes; i += 16) {
+      if (start) __builtin_prefetch(start + m * start_stride + i);
+      __builtin_prefetch(to + m * stride + i, 1);
+    }
   // Blocks of kLanes numbers, whose last one may be cut short.
   for (; depth >= kLanes; depth -= kLanes, a += R == Rows::by_line ? (kRows - 1) * kLanes : 0) {
     const float *end = a + kLanes * step, *ahead = a + kAhead * span;
