@@ -99,7 +99,7 @@ template <class Row, class T, bool RowA, bool RowB>
 [[gnu::noinline]] static void binary_stack(T* y, const T* a, const T* b, int64_t rows, const int64_t (&steps)[3],
                                            int64_t n) {
   for (; rows > 0; rows--, y += steps[0], a += steps[1], b += steps[2]) {
-    if constexpr (std::is_same_v<T, int64_t>) {
+    if constexpr (dtype_of<T>::value == DType::i64) {
       const uint64_t one_a = uint64_t(*a), one_b = uint64_t(*b);  // they wrap round, which signed arithmetic may not
 #pragma omp simd
       for (int64_t i = 0; i < n; i++)
