@@ -105,7 +105,7 @@ template <class Row, class T, bool RowA, bool RowB>
       for (int64_t i = 0; i < n; i++)
         y[i] = int64_t(Row::value(RowA ? uint64_t(a[i]) : one_a, RowB ? uint64_t(b[i]) : one_b));
     } else {
-      const Vec one_a = load(a) - Vec{}, one_b = load(b) - Vec{};
+      const Vec one_a = load(a) - Vec{}, one_b = load(b) - Vec{};  // in every lane
       for_row(n, [&](int64_t i, int, auto part) DEEM_ALWAYS {
         put(y + i, Row::value(RowA ? get(a + i, part) : one_a, RowB ? get(b + i, part) : one_b), part);
       });
@@ -117,9 +117,10 @@ template <class Row, class T>
 static void binary_rows(const BinaryArgs& args) {
   const int last = args.axes.ndim - 1;
   const bool row_a = args.axes.strides[1][last] != 0, row_b = args.axes.strides[2][last] != 0;
-  const auto stack = row_a   ? row_b ? binary_stack<Row, T, true, true> : binary_stack<Row, T, true, false>
-                       : row_b ? binary_stack<Row, T, false, true>
-                             : binary_stack<Row, T, false, false>;
+  const auto stack = row_a && row_b ? binary_stack<Row, T, true, true>
+                     : row_a        ? binary_stack<Row, T, true, false>
+                     : row_b        ? binary_stack<Row, T, false, true>
+                                    : binary_stack<Row, T, false, false>;
   int64_t numbers = 1;
   for (int d = 0; d <= last; d++) numbers *= args.axes.shape[d];
   const bool streamed = is_streamed<T>(numbers);
