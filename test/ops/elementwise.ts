@@ -317,11 +317,8 @@ for (const dtype of ['f32', 'bf16', 'f16'] as const)
       using whole = run(a, b, column)
       for (const r of [0, 1, 16, 32]) {
         using alone = run(row(a, r), row(b, r), row(column, r))
-        t.deepEqual(
-          Buffer.from(row(whole, r).toFloat32().buffer),
-          Buffer.from(alone.toFloat32().buffer),
-          `${name} ${r}`,
-        )
+        const [got, want] = [row(whole, r), alone].map((y) => Buffer.from(y.toFloat32().buffer))
+        t.true(want?.equals(got as Buffer), `${name} ${r}`)
       }
     }
     a.requiresGrad = true
