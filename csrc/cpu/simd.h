@@ -52,6 +52,12 @@ DEEM_INLINE Vec load_vec(const bf16* p) {
 }
 DEEM_INLINE void store_vec(float* p, Vec v) { *(AnyVec*)p = v; }
 DEEM_INLINE void store_vec(bf16* p, Vec v) {  // the bits that bf16(float) gives
+#if DEEM_ISA_INDEX >= 3
+  // The instruction takes numbers below 2^-126 for zeros.
+  constexpr int kDenormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, kDenormal) == 0, 1))
+    return _mm256_storeu_si256((__m256i_u*)p, (__m256i)_mm512_cvtneps_pbh((__m512)v));
+#endif
   typedef uint32_t Bits [[gnu::vector_size(kLanes * 4)]];
   const Bits u = (Bits)v, nan = (Bits)(v != v);
   const Bits r = (((u + (0x7fff + (u >> 16 & 1))) & ~nan) | (nan & (u | 0x400000))) >> 16;

@@ -11,12 +11,57 @@ namespace deem::DEEM_ISA {
 DEEM_INLINE float sqrt(float x) { return std::sqrt(x); }
 DEEM_INLINE float abs(float x) { return std::fabs(x); }
 
+// What 16-bit results need: relative errors under 2e-5, where rounding costs them 5e-4 (f16) or 4e-3 (bf16).
+namespace brief {
+
+// 2^x for -126.5 < x <= 128, 0 from -125.5 down, relative error 3e-6: a minimax polynomial of 2^(x - n), doubled, times 2^(n - 1), as
+// exp of cpu/simd.h.
+DEEM_INLINE float exp2(float x) {
+  constexpr float kUnit = 12582912.0f;  // 1.5 * 2^23
+  float t = x + kUnit;
+  float r = x - (t - kUnit);
+  float p = 1.91402022e-2f;
+  p = p * r + 1.11835725e-1f;
+  p = p * r + 4.80494899e-1f;
+  p = p * r + 1.38624362f;
+  p = p * r + 1.99999852f;
+  return p * std::bit_cast<float>((std::bit_cast<uint32_t>(t) << 23) + (uint32_t(126) << 23));
+}
+DEEM_INLINE float exp(float x) {
+  float y = exp2(x * 1.44269504f);
+  y = x < -87.4f ? 0.0f : y;
+  return x > 89.0f ? __builtin_inff() : y;
+}
+DEEM_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+
+// As normal_tail of cpu/simd.h with fewer terms, in 1 / (1 + 0.36 |x|).
+DEEM_INLINE float normal_tail(float x) {
+  float t = 1.0f / (1.0f + 0.36f * std::fabs(x)), p = -9.92798115e-2f, s = x * x;
+  p = p * t + 2.56407455e-1f;
+  p = p * t + 3.31124600e-2f;
+  p = p * t + 1.69621477e-1f;
+  p = p * t + 1.39926114e-1f;
+  p = p * t + 2.06928299e-4f;
+  float y = p * exp2(s * -0.721347520f);
+  return s > 174.6f ? 0.0f : y;
+}
+DEEM_INLINE float normal_cdf(float x) {
+  float tail = normal_tail(x);
+  return x < 0 ? tail : 1.0f - tail;
+}
+DEEM_INLINE float normal_pdf(float x) {
+  float s = x * x, y = 0.39894228f * exp2(s * -0.721347520f);
+  return s > 174.6f ? 0.0f : y;
+}
+
+}  // namespace brief
+
 // 0.5 x (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3), which is x sigmoid(2u).
-DEEM_INLINE float gelu_tanh(float x) { return x * sigmoid(1.59576912f * (x + 0.044715f * x * x * x)); }
-// Beyond 16 it is 0 or 1, and x * x would overflow.
-DEEM_INLINE float gelu_tanh_derivative(float v) {
-  float x = v < -16.0f ? -16.0f : v > 16.0f ? 16.0f : v;
-  float s = sigmoid(1.59576912f * (x + 0.044715f * x * x * x));
+DEEM_INLINE float tanh_argument(float x) { return 1.59576912f * (x + 0.044715f * x * x * x); }
+// Where sigmoid(2u) is 0 or 1 beyond doubt, and x * x does not overflow.
+DEEM_INLINE float within_16(float x) { return x < -16.0f ? -16.0f : x > 16.0f ? 16.0f : x; }
+// From s = sigmoid(2u).
+DEEM_INLINE float gelu_tanh_slope(float x, float s) {
   return s + x * s * (1.0f - s) * 1.59576912f * (1.0f + 0.134145f * x * x);
 }
 
@@ -29,6 +74,30 @@ DEEM_INLINE float gelu_tanh_derivative(float v) {
                                         [[maybe_unused]] float t) {                                                   \
       return DERIVATIVE;                                                                                              \
     }                                                                                                                 \
+  };
+#define ROWS                                                                     \
+  DEEM_INLINE float gelu_tanh(float x) { return x * sigmoid(tanh_argument(x)); } \
+  DEEM_INLINE float gelu_tanh_derivative(float v) {                              \
+    return gelu_tanh_slope(within_16(v), sigmoid(tanh_argument(within_16(v))));  \
+  }                                                                              \
+  DEEM_UNARY_TABLE(ROW)
+namespace full {
+ROWS
+}
+namespace brief {
+ROWS
+}
+#undef ROWS
+#undef ROW
+
+#define ROW(name, ...)             \
+  template <class T>               \
+  struct name##_of {               \
+    using row = brief::name##_row; \
+  };                               \
+  template <>                      \
+  struct name##_of<float> {        \
+    using row = full::name##_row;  \
   };
 DEEM_UNARY_TABLE(ROW)
 #undef ROW
@@ -45,15 +114,39 @@ DEEM_BINARY_TABLE(ROW)
 
 // ---- one input ----------------------------------------------------------------------------------------------------
 
+// Numbers of 16 bits are widened some at a time, and rounded as a whole afterwards.
+constexpr int64_t kWidened = 1024;
+template <class From, class To>
+DEEM_INLINE void convert_row(const From* from, int64_t n, To* to) {
+  for_row(n, [&](int64_t i, int, auto part) DEEM_ALWAYS { put(to + i, get(from + i, part), part); });
+}
+
+template <class Row>
+DEEM_INLINE void values(const float* x, float* y, int64_t n, float s, float t) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) y[i] = Row::value(x[i], s, t);
+}
+// dx = dy times the derivative at what was kept.
+template <class Row>
+DEEM_INLINE void derivatives(const float* dy, const float* kept, float* dx, int64_t n, float s, float t) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) dx[i] = dy[i] * Row::derivative(kept[i], kept[i], s, t);
+}
+
 template <class Row, class T>
 static void unary_rows(const UnaryArgs& a) {
   const T* x = (const T*)a.x;
   T* y = (T*)a.y;
   parallel_for(a.n, 2, [&](int64_t begin, int64_t end) {
-    const float s = a.s, t = a.t;
     produce(y, begin, end, is_streamed<T>(a.n), [&](T* to, int64_t first, int64_t count) DEEM_ALWAYS {
-#pragma omp simd
-      for (int64_t i = 0; i < count; i++) store(to + i, Row::value(load(x + first + i), s, t));
+      if constexpr (sizeof(T) == sizeof(float)) return values<Row>(x + first, to, count, a.s, a.t);
+      alignas(kCacheLine) float wide[kWidened];
+      for (int64_t i = 0, n; i < count; i += n) {
+        n = min(kWidened, count - i);
+        convert_row(x + first + i, n, wide);
+        values<Row>(wide, wide, n, a.s, a.t);
+        convert_row(wide, n, to + i);
+      }
     });
   });
 }
@@ -63,19 +156,22 @@ static void unary_backward_rows(const UnaryBackwardArgs& a) {
   const T *dy = (const T*)a.dy, *kept = (const T*)(a.kept ? a.kept : a.dy);
   T* dx = (T*)a.dx;
   parallel_for(a.n, 3, [&](int64_t begin, int64_t end) {
-    const float s = a.s, t = a.t;
     produce(dx, begin, end, is_streamed<T>(a.n), [&](T* to, int64_t first, int64_t count) DEEM_ALWAYS {
-#pragma omp simd
-      for (int64_t i = 0; i < count; i++) {
-        float v = load(kept + first + i);
-        store(to + i, load(dy + first + i) * Row::derivative(v, v, s, t));
+      if constexpr (sizeof(T) == sizeof(float)) return derivatives<Row>(dy + first, kept + first, to, count, a.s, a.t);
+      alignas(kCacheLine) float wide[kWidened], wide_kept[kWidened];
+      for (int64_t i = 0, n; i < count; i += n) {
+        n = min(kWidened, count - i);
+        convert_row(dy + first + i, n, wide);
+        convert_row(kept + first + i, n, wide_kept);
+        derivatives<Row>(wide, wide_kept, wide, n, a.s, a.t);
+        convert_row(wide, n, to + i);
       }
     });
   });
 }
 
 #define FORWARD_CASE(name, ...) \
-  case Unary::name: return unary_rows<name##_row, T>(a);
+  case Unary::name: return unary_rows<typename name##_of<T>::row, T>(a);
 
 static void unary(const UnaryArgs& a) {
   dispatch_float(a.dtype, "unary", [&]<class T>(T) {
@@ -84,7 +180,7 @@ static void unary(const UnaryArgs& a) {
 }
 
 #define BACKWARD_CASE(name, ...) \
-  case Unary::name: return unary_backward_rows<name##_row, T>(a);
+  case Unary::name: return unary_backward_rows<typename name##_of<T>::row, T>(a);
 
 static void unary_backward(const UnaryBackwardArgs& a) {
   dispatch_float(a.dtype, "unary_backward", [&]<class T>(T) {
