@@ -7,6 +7,7 @@
 #include "core/memory.h"
 #include "cpu/kernels/gemm_pack.h"
 #include "cpu/kernels/gemm_tile.h"
+#include "cpu/row.h"
 
 namespace deem::DEEM_ISA {
 
@@ -20,8 +21,15 @@ constexpr int64_t kShared = 1 << 23;  // of the operand that is packed whole, at
 template <class T>
 static void round_rows(const float* from, int64_t rows, int64_t cols, int64_t from_stride, void* to, int64_t stride) {
   for (int64_t r = 0; r < rows; r++)
-#pragma omp simd
-    for (int64_t i = 0; i < cols; i++) store((T*)to + r * stride + i, from[r * from_stride + i]);
+    for_row(cols, [&](int64_t i, int, auto part)
+                      DEEM_ALWAYS { put((T*)to + r * stride + i, get(from + r * from_stride + i, part), part); });
+}
+
+// How the lines of an operand lie, as far as memory can be asked for ahead.
+enum class Lie { along, across, elsewhere };
+template <class Of>
+DEEM_INLINE Lie lie_of(Of how) {
+  return how == Of::lines ? Lie::along : how == Of::across ? Lie::across : Lie::elsewhere;
 }
 
 // ---- one product ----------------------------------------------------------------------------------------------------
@@ -37,6 +45,8 @@ struct Product {
   char* c;
   int64_t c_row_stride;
   DType c_dtype;
+  Lie lie_a, lie_b;
+  int64_t size;  // bytes of a number of a and b
   bool share_a;
   int64_t height;                                           // rows of a panel of a
   int64_t panels_a, panels_b, depth, block, blocks, chunk;  // depth: of a run; block and chunk in panels, at most
@@ -48,6 +58,8 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   p.a = g.a, p.b = g.b;
   p.c_row_stride = g.c_row_stride;
   p.c_dtype = g.c_dtype;
+  p.lie_a = lie_of(g.rows), p.lie_b = lie_of(g.columns);
+  p.size = int64_t(size_of(g.dtype));
   const bool by_line = g.rows != RowsOf::across;
   p.span_a = by_line ? kRows : kRowSpan;
   p.tile = by_line ? tile_of<Rows::by_line> : tile_of<Rows::by_number>;
@@ -124,11 +136,56 @@ static void one_tile(const Product& p, const Run& r, int64_t i, int64_t j, float
   }
 }
 
+// Lines of block `index` of the operand that is not shared: the first, and how many.
+struct Lines {
+  int64_t first, count;
+};
+DEEM_INLINE Lines lines_of(const Product& p, int64_t index) {
+  const int64_t streamed = p.share_a ? p.panels_b : p.panels_a, of_panel = p.share_a ? kCols : p.height;
+  const int64_t first = streamed * index / p.blocks * of_panel, end = streamed * (index + 1) / p.blocks * of_panel;
+  return {first, min(p.share_a ? p.n : p.m, end) - first};
+}
+
+// Rows of memory that are packed next. They are asked for while tiles are multiplied, a few cache lines at a time: where weights come from
+// memory, packing would wait for each of them.
+class Ahead {
+ public:
+  Ahead() = default;
+  // Run `at` of block `index`.
+  Ahead(const Product& p, int64_t index, int64_t at) {
+    const Lie lie = p.share_a ? p.lie_b : p.lie_a;
+    if (lie == Lie::elsewhere) return;
+    const PackSource& s = p.share_a ? p.b : p.a;
+    const Lines lines = lines_of(p, index);
+    const int64_t depth = min(p.depth, p.k - at), from = p.begin + at;
+    rows_ = lie == Lie::along ? lines.count : depth;
+    bytes_ = (lie == Lie::along ? depth : lines.count) * p.size;
+    stride_ = s.stride * p.size;
+    row_ = (const char*)s.data +
+           (lie == Lie::along ? lines.first * s.stride + from : from * s.stride + lines.first) * p.size;
+  }
+  int64_t cache_lines() const { return rows_ * ceil_div(bytes_, kCacheLine); }
+  DEEM_INLINE void ask(int64_t count) {
+    for (; count > 0 && rows_ > 0; count--) {
+      __builtin_prefetch(row_ + at_, 0, 2);  // into the second cache
+      at_ += kCacheLine;
+      if (at_ < bytes_) continue;
+      at_ = 0, row_ += stride_, rows_--;
+    }
+  }
+
+ private:
+  static constexpr int64_t kCacheLine = 64;
+  const char* row_ = nullptr;
+  int64_t rows_ = 0, bytes_ = 0, stride_ = 0, at_ = 0;
+};
+
 // Block `index` of the operand that is not shared, with all of the other.
-static void multiply_block(const Product& p, const float* shared, int64_t index, float* own) {
+static void multiply_block(const Product& p, const float* shared, int64_t index, float* own, int64_t threads) {
   const int64_t all = p.share_a ? p.panels_a : p.panels_b, streamed = p.share_a ? p.panels_b : p.panels_a;
   const int64_t begin = streamed * index / p.blocks, count = streamed * (index + 1) / p.blocks - begin;
-  const int64_t of_panel = p.share_a ? kCols : p.height, lines = p.share_a ? p.n : p.m, first = begin * of_panel;
+  const Lines lines = lines_of(p, index);
+  const int64_t of_panel = p.share_a ? kCols : p.height;
   const int64_t width = span(p, !p.share_a), shared_width = span(p, p.share_a);
   const bool again = shared_chunks(p) > 1;
   float* partial = own + block_numbers(p);
@@ -139,9 +196,8 @@ static void multiply_block(const Product& p, const float* shared, int64_t index,
       const int64_t depth = min(p.depth, p.k - at);
       float* block = own + (again ? at * p.block * width : 0);
       if (from == 0)
-        (p.share_a ? p.pack_b : p.pack_a)(p.share_a ? p.b : p.a, of_panel, first,
-                                          min(lines, first + count * of_panel) - first, p.begin + at, depth, block,
-                                          whole_lanes(depth) * width);
+        (p.share_a ? p.pack_b : p.pack_a)(p.share_a ? p.b : p.a, of_panel, lines.first, lines.count, p.begin + at,
+                                          depth, block, whole_lanes(depth) * width);
       const float* other = shared + (at * all + from * whole_lanes(depth)) * shared_width;
       const Run r{depth,
                   p.share_a ? other : block,
@@ -150,10 +206,17 @@ static void multiply_block(const Product& p, const float* shared, int64_t index,
                   p.share_a ? begin : from,
                   at == 0,
                   at + p.depth >= p.k};
+      // What comes next: another run of this block, or a block that another thread may take from a cache that both share.
+      Ahead ahead;
+      if (!r.last && from == 0) ahead = Ahead(p, index, at + p.depth);
+      else if (r.last && from + others == all && index + threads < p.blocks) ahead = Ahead(p, index + threads, 0);
+      const int64_t of_tile = ceil_div(ahead.cache_lines(), others * count);
       // A panel of the shared operand meets the whole block, which stays in cache.
       for (int64_t i = 0; i < others; i++)
-        for (int64_t j = 0; j < count; j++)
+        for (int64_t j = 0; j < count; j++) {
+          ahead.ask(of_tile);
           one_tile(p, r, p.share_a ? i : j, p.share_a ? j : i, partial + (i * p.block + j) * kTile);
+        }
       at += p.depth;
     } while (at < p.k);
   }
@@ -164,7 +227,8 @@ static void multiply(const Product& p, float* room, int64_t threads) {
   const int64_t panels = p.share_a ? p.panels_a : p.panels_b, packs = min(panels, threads > 1 ? kPieces * threads : 1);
   parallel_phases(
       threads, packs, [&](int64_t i, int64_t) { pack_shared(p, shared, panels * i / packs, panels * (i + 1) / packs); },
-      p.blocks, [&](int64_t i, int64_t thread) { multiply_block(p, shared, i, own + thread * own_numbers(p)); });
+      p.blocks,
+      [&](int64_t i, int64_t thread) { multiply_block(p, shared, i, own + thread * own_numbers(p), threads); });
 }
 
 static void packed_gemm(const PackedGemmArgs& g) {
