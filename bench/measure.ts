@@ -1,3 +1,5 @@
+import { setTimeout } from 'node:timers/promises'
+
 /** Sides measured in alternation, so that whatever else the machine does meets all of them; ratios are taken round by round. */
 
 export interface Side {
@@ -44,6 +46,8 @@ const roundSeconds = 0.1
 /** Shorter work is timed in batches: a clock costs time too. */
 const batchSeconds = 5e-4
 const warmupSeconds = 0.02
+/** Threads of the side before may look for work for a while: onnxruntime's took a third of a core's time from a side that began at once. */
+const restSeconds = 0.1
 
 interface Plan {
   batches: number
@@ -68,6 +72,7 @@ async function calibrate(side: Side): Promise<Plan> {
  * a thread had to wait for a core.
  */
 async function round(side: Side, { batches, runs }: Plan): Promise<number> {
+  await setTimeout(1000 * restSeconds)
   // Caches hold what the other side left, and threads may be asleep; a single long run does not notice.
   if (batches > 1) await side.run(Math.ceil((batches * warmupSeconds) / roundSeconds), runs)
   return spread(await side.run(batches, runs)).median / runs

@@ -36,6 +36,16 @@ DEEM_INLINE void copy_past_caches(char* to, const char* from, int64_t bytes) {
   if (i < bytes) memcpy(to + i, from + i, size_t(bytes - i));
 }
 
+// Copies of rows, past the caches where the whole result is streamed; `f(copy)` makes them by copy(to, from, bytes).
+template <class F>
+DEEM_INLINE void copy_rows(bool streamed, F&& f) {
+  f([&](void* to, const void* from, int64_t bytes) DEEM_ALWAYS {
+    if (streamed) copy_past_caches((char*)to, (const char*)from, bytes);
+    else memcpy(to, from, size_t(bytes));
+  });
+  if (streamed) _mm_sfence();
+}
+
 // Calls f(to, first, count) for pieces of numbers begin..end of y, which f writes to `to`: where they belong, or, where y is streamed, a
 // buffer that is.
 template <class T, class F>

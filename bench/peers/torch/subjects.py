@@ -63,9 +63,12 @@ class AdamW:
             if name.startswith("p"):
                 self.parameters[name] = nn.Parameter(t)
                 self.parameters[name].grad = inputs["g" + name[1:]]
+        self.gradients = [p.grad for p in self.parameters.values()]
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=s["lr"], weight_decay=s["decay"], fused=True)
 
+    # As deem's step does, which gives the norm of the gradients and changes nothing where one is not finite.
     def step(self):
+        self.norm = nn.utils.get_total_norm(self.gradients, error_if_nonfinite=True)
         self.optimizer.step()
 
     def forget(self):

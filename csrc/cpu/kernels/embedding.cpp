@@ -2,25 +2,28 @@
 
 #include <cstring>
 
-#include "cpu/simd.h"
+#include "cpu/stream.h"
 
 namespace deem::DEEM_ISA {
 
 static void gather(const EmbeddingArgs& a) {
   dispatch_float(a.dtype, "embedding", [&]<class T>(T) {
+    const bool streamed = is_streamed<T>(a.rows * a.cols);
     parallel_for(a.rows, a.cols, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; r++) {
-        int64_t from = a.source[r];
-        const T* x = from >= 0 ? (const T*)a.table + from * a.cols : (const T*)a.images + ~from * a.cols;
-        T* y = (T*)a.y + r * a.cols;
-        if (a.marked && a.marked[r]) {
-          const T* more = (const T*)a.added;
+      copy_rows(streamed, [&](auto&& copy) DEEM_ALWAYS {
+        for (int64_t r = begin; r < end; r++) {
+          int64_t from = a.source[r];
+          const T* x = from >= 0 ? (const T*)a.table + from * a.cols : (const T*)a.images + ~from * a.cols;
+          T* y = (T*)a.y + r * a.cols;
+          if (a.marked && a.marked[r]) {
+            const T* more = (const T*)a.added;
 #pragma omp simd
-          for (int64_t i = 0; i < a.cols; i++) store(y + i, load(x + i) + load(more + i));
-        } else {
-          memcpy(y, x, size_t(a.cols) * sizeof(T));
+            for (int64_t i = 0; i < a.cols; i++) store(y + i, load(x + i) + load(more + i));
+          } else {
+            copy(y, x, a.cols * int64_t(sizeof(T)));
+          }
         }
-      }
+      });
     });
   });
 }

@@ -2,34 +2,60 @@
 
 #include <cstring>
 
+#include "cpu/stream.h"
 #include "cpu/strided.h"
 
 namespace deem::DEEM_ISA {
 
+// Calls of memcpy take longer than short runs.
+DEEM_INLINE void copy_run(void* to, const void* from, int64_t bytes) {
+  constexpr int64_t kShort = 1024, kWidth = kLanes * 4;
+  if (bytes < kWidth || bytes > kShort) {
+    memcpy(to, from, size_t(bytes));
+    return;
+  }
+  char* y = (char*)to;
+  const char* x = (const char*)from;
+  const Vec last = load_vec((const float*)(x + bytes - kWidth));
+  for (int64_t i = 0; i + kWidth <= bytes; i += kWidth) store_vec((float*)(y + i), load_vec((const float*)(x + i)));
+  store_vec((float*)(y + bytes - kWidth), last);  // over what was copied already, where bytes is no multiple
+}
+
+// A run of n numbers, `sy` and `sx` apart.
+template <class U>
+DEEM_INLINE void copy_numbers(U* to, int64_t sy, const U* from, int64_t sx, int64_t n) {
+  if (sy == 1 && sx == 1 && n * int64_t(sizeof(U)) >= 64) {
+    copy_run(to, from, n * int64_t(sizeof(U)));
+  } else if (sy == 1 && sx == 1) {
+    for (int64_t i = 0; i < n; i++) to[i] = from[i];
+  } else if (sy == 1 && sx == 0) {
+    const U v = *from;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) to[i] = v;
+  } else {
+    for (int64_t i = 0; i < n; i++) to[i * sy] = from[i * sx];
+  }
+}
+
 template <class U>
 static void copy_runs(const CopyArgs& a) {
-  U* y = (U*)a.y;
-  const U* x = (const U*)a.x;
   const int last = a.axes.ndim - 1;
-  const int64_t sy = a.axes.strides[0][last], sx = a.axes.strides[1][last];
-  // Short runs that lie apart are asked for some runs ahead: the hardware does not look that far.
-  constexpr int64_t kAhead = 8, kLine = 64 / int64_t(sizeof(U)), kShort = 16 * kLine;
-  const int64_t ahead = last > 0 && a.axes.shape[last] <= kShort ? kAhead * a.axes.strides[1][last - 1] : 0;
-  for_runs<2>(a.axes, 1, [&](const int64_t* at, int64_t n) {
-    U* to = y + at[0];
-    const U* from = x + at[1];
-    if (sy == 1 && sx == 1) {
-      if (ahead)
-        for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(from + ahead + i);
-      if (n * int64_t(sizeof(U)) >= 64) memcpy(to, from, size_t(n) * sizeof(U));
-      else
-        for (int64_t i = 0; i < n; i++) to[i] = from[i];
-    } else if (sy == 1 && sx == 0) {
-      const U v = *from;
-#pragma omp simd
-      for (int64_t i = 0; i < n; i++) to[i] = v;
-    } else {
-      for (int64_t i = 0; i < n; i++) to[i * sy] = from[i * sx];
+  const int64_t *shape = a.axes.shape, *xs = a.axes.strides[1], sy = a.axes.strides[0][last], sx = xs[last];
+  // Short runs that lie apart are asked for some runs ahead, those of the next stack too: the hardware does not look that far. Runs a
+  // power of two apart share a set of a cache, so few of them may wait.
+  constexpr int64_t kLine = 64 / int64_t(sizeof(U)), kShort = 16 * kLine, kFewRows = 64;
+  const bool asks = last > 0 && sx == 1 && shape[last] <= kShort;
+  const int64_t next_stack = last > 1 ? xs[last - 2] : 0;
+  for_stacks(a.axes, 1, [&](const int64_t(&at)[2], int64_t rows, const int64_t(&steps)[2], int64_t n) {
+    const int64_t ahead = rows < kFewRows ? 8 : 32, beyond = (ahead - rows) * steps[1] + next_stack;
+    U* to = (U*)a.y + at[0];
+    const U* from = (const U*)a.x + at[1];
+    for (int64_t r = 0; r < rows; r++, to += steps[0], from += steps[1]) {
+      if (asks) {
+        const U* then = from + (r + ahead < rows ? ahead * steps[1] : beyond);
+        for (int64_t i = 0; i < n; i += kLine) __builtin_prefetch(then + i);
+      }
+      copy_numbers(to, sy, from, sx, n);
     }
   });
 }
@@ -122,12 +148,15 @@ static void copy(const CopyArgs& a) {
 }
 
 static void gather_rows(const GatherRowsArgs& a) {
+  const bool streamed = is_streamed<char>(a.count * a.row_bytes);
   parallel_for(a.count, a.row_bytes / 4 + 4, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      char* to = (char*)a.y + i * a.row_bytes;
-      if (a.index[i] < 0) memset(to, 0, size_t(a.row_bytes));
-      else memcpy(to, (const char*)a.x + a.index[i] * a.row_bytes, size_t(a.row_bytes));
-    }
+    copy_rows(streamed, [&](auto&& copy) DEEM_ALWAYS {
+      for (int64_t i = begin; i < end; i++) {
+        char* to = (char*)a.y + i * a.row_bytes;
+        if (a.index[i] < 0) memset(to, 0, size_t(a.row_bytes));
+        else copy(to, (const char*)a.x + a.index[i] * a.row_bytes, a.row_bytes);
+      }
+    });
   });
 }
 
