@@ -2,7 +2,8 @@
 // Narrow maps are read as if several positions were one wide row, so that every loop runs over up to kTile columns.
 #include "ops/group_norm.h"
 
-#include "cpu/simd.h"
+#include "cpu/doubles.h"
+#include "cpu/row.h"
 
 namespace deem::DEEM_ISA {
 
@@ -112,26 +113,33 @@ static void block_moments(const GroupNormArgs& a, const Block& k) {
   }
 }
 
+DEEM_INLINE DoubleVec both_halves(Vec v) { return low_half(v) + high_half(v); }
+
 // Chan, Golub & LeVeque's formula: sum (x - m)^2 = sum over parts of their own sums + count * (their mean - m)^2.
 static void combine_moments(const GroupNormArgs& a, int64_t index) {
   int64_t blocks = (a.positions + a.block - 1) / a.block, per_group = a.channels / a.groups;
   int64_t n = index / a.groups, first = n * blocks * a.channels + (index - n * a.groups) * per_group;
   double sum = 0, square = 0;
   for (int64_t k = 0; k < blocks; k++) {
-    double count = double(min(a.block, a.positions - k * a.block)), means = 0;
-    for (int64_t c = 0; c < per_group; c++) means += double(a.block_mean[first + k * a.channels + c]);
-    sum += count * means;
+    const float* mean = a.block_mean + first + k * a.channels;
+    DoubleVec means = {};
+    for_row(per_group, [&](int64_t i, int, auto part) DEEM_ALWAYS { means += both_halves(get(mean + i, part)); });
+    sum += double(min(a.block, a.positions - k * a.block)) * total(means);
   }
-  double total = double(a.positions * per_group), mean = sum / total;
+  const double count = double(a.positions * per_group), mean = sum / count;
   for (int64_t k = 0; k < blocks; k++) {
-    double count = double(min(a.block, a.positions - k * a.block));
-    for (int64_t c = 0; c < per_group; c++) {
-      double d = double(a.block_mean[first + k * a.channels + c]) - mean;
-      square += double(a.block_m2[first + k * a.channels + c]) + count * d * d;
-    }
+    const float *means = a.block_mean + first + k * a.channels, *m2 = a.block_m2 + first + k * a.channels;
+    DoubleVec own = {}, apart = {};
+    for_row(per_group, [&](int64_t i, int, auto part) DEEM_ALWAYS {
+      const Vec v = get(means + i, part), there = within(Vec{} + 1.0f, part);
+      const DoubleVec l = (low_half(v) - mean) * low_half(there), h = (high_half(v) - mean) * high_half(there);
+      apart += l * l + h * h;
+      own += both_halves(get(m2 + i, part));
+    });
+    square += total(own) + double(min(a.block, a.positions - k * a.block)) * total(apart);
   }
   a.mean[index] = float(mean);
-  a.rstd[index] = float(1.0 / std::sqrt(max(square, 0.0) / total + double(a.eps)));
+  a.rstd[index] = float(1.0 / std::sqrt(max(square, 0.0) / count + double(a.eps)));
 }
 
 template <bool silu, class T, class P>
@@ -160,9 +168,11 @@ DEEM_INLINE float inner_gradient(float dy, float z) {
   return dy * s * (1.0f + z * (1.0f - s));
 }
 
-template <bool silu, class T, class P>
+// With `keeps`, what inner_gradient gives waits in dx for block_dx, which would work it out again.
+template <bool silu, bool keeps, class T, class P>
 static void block_gradients(const GroupNormBackwardArgs& a, const Block& k) {
   const T *x = (const T*)a.x, *dy = (const T*)a.dy;
+  T* dx = (T*)a.dx;
   for (int64_t column = 0; column < k.width; column += kTile) {
     int64_t columns = min(kTile, k.width - column);
     Columns<P> p(a, k.n, column, columns);
@@ -172,6 +182,7 @@ static void block_gradients(const GroupNormBackwardArgs& a, const Block& k) {
       for (int64_t i = 0; i < n; i++) {
         float xhat = (load(x + at + i) - p.mean[i]) * p.rstd[i];
         float g = inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
+        if constexpr (keeps) store(dx + at + i, g);
         db[i] += g;
         dw[i] += g * xhat;
       }
@@ -186,17 +197,21 @@ static void group_gradients(const GroupNormBackwardArgs& a, int64_t index) {
   int64_t blocks = (a.positions + a.block - 1) / a.block, per_group = a.channels / a.groups, n = index / a.groups;
   int64_t channel = (index - n * a.groups) * per_group, first = n * blocks * a.channels + channel;
   const P* w = (const P*)a.w + channel;
-  double dw = 0, db = 0;
-  for (int64_t k = 0; k < blocks; k++)
-    for (int64_t c = 0; c < per_group; c++) {
-      dw += double(load(w + c)) * double(a.block_dw[first + k * a.channels + c]);
-      db += double(load(w + c)) * double(a.block_db[first + k * a.channels + c]);
-    }
+  DoubleVec sum_dw = {}, sum_db = {};
+  for (int64_t k = 0; k < blocks; k++) {
+    const float *block_dw = a.block_dw + first + k * a.channels, *block_db = a.block_db + first + k * a.channels;
+    for_row(per_group, [&](int64_t i, int, auto part) DEEM_ALWAYS {
+      const Vec v = get(w + i, part), dwi = get(block_dw + i, part), dbi = get(block_db + i, part);
+      sum_dw += low_half(v) * low_half(dwi) + high_half(v) * high_half(dwi);
+      sum_db += low_half(v) * low_half(dbi) + high_half(v) * high_half(dbi);
+    });
+  }
+  const double dw = total(sum_dw), db = total(sum_db);
   a.group_dw[index] = float(dw / double(a.positions * per_group));
   a.group_db[index] = float(db / double(a.positions * per_group));
 }
 
-template <bool silu, class T, class P>
+template <bool silu, bool keeps, class T, class P>
 static void block_dx(const GroupNormBackwardArgs& a, const Block& k) {
   const T *x = (const T*)a.x, *dy = (const T*)a.dy;
   T* dx = (T*)a.dx;
@@ -212,7 +227,7 @@ static void block_dx(const GroupNormBackwardArgs& a, const Block& k) {
 #pragma omp simd
       for (int64_t i = 0; i < n; i++) {
         float xhat = (load(x + at + i) - p.mean[i]) * p.rstd[i];
-        float g = inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
+        float g = keeps ? load(dx + at + i) : inner_gradient<silu>(load(dy + at + i), xhat * p.w[i] + p.b[i]);
         store(dx + at + i, p.rstd[i] * (g * p.w[i] - mean_g[i] - xhat * mean_gx[i]));
       }
     });
@@ -253,17 +268,23 @@ static void sum_blocks(const GroupNormBackwardArgs& a) {
   });
 }
 
+template <bool silu, bool keeps, class T, class P>
+static void backward_as(const GroupNormBackwardArgs& a) {
+  for_blocks(a, silu ? 24 : 6, [&](const Block& k) { block_gradients<silu, keeps, T, P>(a, k); });
+  if (a.dw) sum_blocks(a);
+  if (!a.dx) return;
+  parallel_for(a.n * a.groups, a.positions / a.block * a.channels / a.groups * 8, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) group_gradients<P>(a, i);
+  });
+  for_blocks(a, silu && !keeps ? 24 : 8, [&](const Block& k) { block_dx<silu, keeps, T, P>(a, k); });
+}
+
 static void backward(const GroupNormBackwardArgs& a) {
   dispatch_pair(a.dtype, a.param_dtype, "group_norm_backward", [&]<class T, class P>(T, P) {
-    if (a.silu) for_blocks(a, 24, [&](const Block& k) { block_gradients<true, T, P>(a, k); });
-    else for_blocks(a, 6, [&](const Block& k) { block_gradients<false, T, P>(a, k); });
-    if (a.dw) sum_blocks(a);
-    if (!a.dx) return;
-    parallel_for(a.n * a.groups, a.positions / a.block * a.channels / a.groups * 8, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i++) group_gradients<P>(a, i);
-    });
-    if (a.silu) for_blocks(a, 24, [&](const Block& k) { block_dx<true, T, P>(a, k); });
-    else for_blocks(a, 8, [&](const Block& k) { block_dx<false, T, P>(a, k); });
+    constexpr bool exact = sizeof(T) == sizeof(float);  // dx keeps all digits
+    if (!a.silu) backward_as<false, false, T, P>(a);
+    else if (exact && a.dx) backward_as<true, exact, T, P>(a);
+    else backward_as<true, false, T, P>(a);
   });
 }
 
