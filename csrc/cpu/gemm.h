@@ -1,5 +1,5 @@
-// Matrix products in f32 whose operands are copied into panels first: so the inner loop reads memory in its own order however they lie,
-// 16-bit numbers are widened on the way, and the patches of a convolution are never written out.
+// Matrix products whose operands are copied into panels first: so the inner loop reads memory in its own order however they lie,
+// 16-bit numbers are widened on the way, or stay as they are in pairs, and the patches of a convolution are never written out.
 #pragma once
 #include "ops/conv.h"
 
@@ -25,7 +25,8 @@ struct PackSource {
   const ConvSizes* conv;  // of patches and taps
 };
 
-// c[m, n] = sum over k of a b + bias. a and b share `dtype`, sums are f32.
+// c[m, n] = sum over k of a b + bias. a and b share `dtype`, sums are f32. With `pairs`, where the machine multiplies bf16 and a and b are
+// lines or across, numbers 2p and 2p + 1 of a line are multiplied by one instruction; k and the strides of lines are then even.
 struct PackedGemmArgs {
   int64_t batch, m, n, k;
   RowsOf rows;
@@ -36,6 +37,7 @@ struct PackedGemmArgs {
   void* c;
   int64_t c_row_stride, c_step;  // elements
   DType dtype, c_dtype;
+  bool pairs = false;
 };
 extern Kernel<PackedGemmArgs> packed_gemm_kernel;
 

@@ -25,11 +25,19 @@ static void round_rows(const float* from, int64_t rows, int64_t cols, int64_t fr
                       DEEM_ALWAYS { put((T*)to + r * stride + i, get(from + r * from_stride + i, part), part); });
 }
 
-// How the lines of an operand lie, as far as memory can be asked for ahead.
-enum class Lie { along, across, elsewhere };
+// How the numbers of an operand lie, as far as memory can be asked for ahead. A number, which may be a pair, is `size` bytes of a line, or
+// one of each of `rows` rows.
+enum class Along { line, rows, neither };
+struct Layout {
+  Along along;
+  int64_t size, rows;
+};
 template <class Of>
-DEEM_INLINE Lie lie_of(Of how) {
-  return how == Of::lines ? Lie::along : how == Of::across ? Lie::across : Lie::elsewhere;
+DEEM_INLINE Layout layout_of(Of how, const PackedGemmArgs& g) {
+  const int64_t size = int64_t(size_of(g.dtype)), together = g.pairs ? 2 : 1;
+  return how == Of::lines    ? Layout{Along::line, size * together, 1}
+         : how == Of::across ? Layout{Along::rows, size, together}
+                             : Layout{Along::neither, 0, 0};
 }
 
 // ---- one product ----------------------------------------------------------------------------------------------------
@@ -45,24 +53,28 @@ struct Product {
   char* c;
   int64_t c_row_stride;
   DType c_dtype;
-  Lie lie_a, lie_b;
-  int64_t size;  // bytes of a number of a and b
+  Layout layout_a, layout_b;
   bool share_a;
   int64_t height;                                           // rows of a panel of a
   int64_t panels_a, panels_b, depth, block, blocks, chunk;  // depth: of a run; block and chunk in panels, at most
 };
 
+// k: numbers of every line, or pairs of them.
 static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   Product p{};
   p.m = g.m, p.n = g.n, p.k = k;
   p.a = g.a, p.b = g.b;
+  if (g.pairs && g.rows == RowsOf::lines) p.a.stride /= 2;
+  if (g.pairs && g.columns == ColumnsOf::lines) p.b.stride /= 2;
   p.c_row_stride = g.c_row_stride;
   p.c_dtype = g.c_dtype;
-  p.lie_a = lie_of(g.rows), p.lie_b = lie_of(g.columns);
-  p.size = int64_t(size_of(g.dtype));
+  p.layout_a = layout_of(g.rows, g), p.layout_b = layout_of(g.columns, g);
   const bool by_line = g.rows != RowsOf::across;
   p.span_a = by_line ? kRows : kRowSpan;
   p.tile = by_line ? tile_of<Rows::by_line> : tile_of<Rows::by_number>;
+#if DEEM_ISA_INDEX >= 3
+  if (g.pairs) p.tile = by_line ? tile_of<Rows::by_line, Slot::pair> : tile_of<Rows::by_number, Slot::pair>;
+#endif
   p.panels_a = ceil_div(g.m, kRows), p.panels_b = ceil_div(g.n, kCols);
   p.height = ceil_div(g.m, p.panels_a);
   p.panels_a = ceil_div(g.m, p.height);
@@ -153,16 +165,17 @@ class Ahead {
   Ahead() = default;
   // Run `at` of block `index`.
   Ahead(const Product& p, int64_t index, int64_t at) {
-    const Lie lie = p.share_a ? p.lie_b : p.lie_a;
-    if (lie == Lie::elsewhere) return;
+    const Layout& layout = p.share_a ? p.layout_b : p.layout_a;
+    if (layout.along == Along::neither) return;
     const PackSource& s = p.share_a ? p.b : p.a;
     const Lines lines = lines_of(p, index);
     const int64_t depth = min(p.depth, p.k - at), from = p.begin + at;
-    rows_ = lie == Lie::along ? lines.count : depth;
-    bytes_ = (lie == Lie::along ? depth : lines.count) * p.size;
-    stride_ = s.stride * p.size;
-    row_ = (const char*)s.data +
-           (lie == Lie::along ? lines.first * s.stride + from : from * s.stride + lines.first) * p.size;
+    const bool by_line = layout.along == Along::line;
+    rows_ = by_line ? lines.count : depth * layout.rows;
+    bytes_ = (by_line ? depth : lines.count) * layout.size;
+    stride_ = s.stride * layout.size;
+    row_ = (const char*)s.data + (by_line ? lines.first : from * layout.rows) * stride_ +
+           (by_line ? from : lines.first) * layout.size;
   }
   int64_t cache_lines() const { return rows_ * ceil_div(bytes_, kCacheLine); }
   DEEM_INLINE void ask(int64_t count) {
@@ -235,14 +248,18 @@ static void packed_gemm(const PackedGemmArgs& g) {
   if (g.batch == 0 || g.m == 0 || g.n == 0) return;
   const bool small = g.m * g.n * max<int64_t>(g.k, 1) * g.batch < 1 << 17;
   const int64_t threads = small ? 1 : num_threads(), teams = min(threads, g.batch), of_team = teams > 1 ? 1 : threads;
-  Product p = plan(g, g.k, of_team);
+  const int64_t k = g.pairs ? g.k / 2 : g.k;
+  Product p = plan(g, k, of_team);
   const int64_t parts = max<int64_t>(1, ceil_div(shared_numbers(p), kShared));
-  const int64_t part = parts > 1 ? ceil_div(ceil_div(g.k, parts), kDepth) * kDepth : g.k;
+  const int64_t part = parts > 1 ? ceil_div(ceil_div(k, parts), kDepth) * kDepth : k;
   if (parts > 1) p = plan(g, part, of_team);
   dispatch_float(g.dtype, "matmul", [&]<class T>(T) {
     p.pack_a = pack_of<T>(g.rows);
     p.pack_b = pack_of<T>(g.columns);
   });
+#if DEEM_ISA_INDEX >= 3
+  if (g.pairs) p.pack_a = pack_pairs_of(g.rows), p.pack_b = pack_pairs_of(g.columns);
+#endif
   // Scratch memory: bias, sums of parts that c cannot hold, and of each team its panels.
   const int64_t bias = g.bias ? p.panels_b * kCols : 0, need = shared_numbers(p) + of_team * own_numbers(p);
   const int64_t sums = parts > 1 && g.c_dtype != DType::f32 ? g.m * g.n : 0;
@@ -263,8 +280,8 @@ static void packed_gemm(const PackedGemmArgs& g) {
     if (parts == 1) return multiply(item, mine + sums, of_team);
     char* c = item.c;
     if (sums) item.c = (char*)mine, item.c_row_stride = g.n, item.c_dtype = DType::f32;
-    for (; item.begin < g.k; item.begin += part, item.more = true) {
-      item.k = min(part, g.k - item.begin);
+    for (; item.begin < k; item.begin += part, item.more = true) {
+      item.k = min(part, k - item.begin);
       item.depth = min(p.depth, item.k);
       multiply(item, mine + sums, of_team);
     }

@@ -204,6 +204,37 @@ static void pack_rows(const PackSource& s, int64_t height, int64_t first, int64_
   }
 }
 
+#if DEEM_ISA_INDEX >= 3
+// Rows of bf16, two of which become a row of pairs: `begin` and `length` count pairs.
+template <int W>
+static void pack_row_pairs(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
+                           int64_t length, float* to, int64_t stride) {
+  constexpr int64_t kAtOnce = 8;  // pairs of rows; as in pack_rows
+  const bf16* all = (const bf16*)s.data + first;
+  for (int64_t from = 0; from < length; from += kAtOnce) {
+    const int64_t end = min(length, from + kAtOnce);
+    for (int64_t row = 2 * from; row < 2 * end && end < length; row++) {
+      const bf16* next = all + min(2 * begin + row + 2 * kAtOnce, 2 * (begin + length) - 1) * s.stride;
+      for (int64_t i = 0; i < lines; i += 32) __builtin_prefetch(next + i);
+    }
+    for (int64_t panel = 0; panel < lines; panel += height) {
+      float* at = to + panel / height * stride;
+      for (int64_t p = from; p < end; p++) {
+        const bf16 *even = all + 2 * (begin + p) * s.stride + panel, *odd = even + s.stride;
+#pragma GCC unroll 2
+        for (int i = 0; i < W; i += kLanes) {
+          const int64_t count = max<int64_t>(0, min(kLanes, min(height, lines - panel) - i));
+          const __mmask16 there = __mmask16((1u << count) - 1);
+          const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, even + i)),
+                        high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, odd + i));
+          store_vec(at + p * W + i, (Vec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+      }
+    }
+  }
+}
+#endif
+
 // A row of output pixels at a time, of which each panel takes the numbers under its taps.
 template <class T, int W>
 static void pack_patches(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
@@ -269,6 +300,16 @@ DEEM_INLINE Pack pack_of(ColumnsOf columns) {
   }
   return nullptr;
 }
+
+#if DEEM_ISA_INDEX >= 3
+// Of pairs, which lines hold as they lie.
+DEEM_INLINE Pack pack_pairs_of(RowsOf rows) {
+  return rows == RowsOf::lines ? pack_lines_by_line<float> : pack_row_pairs<kRowSpan>;
+}
+DEEM_INLINE Pack pack_pairs_of(ColumnsOf columns) {
+  return columns == ColumnsOf::lines ? pack_lines<float, kCols> : pack_row_pairs<kCols>;
+}
+#endif
 
 }  // namespace deem::DEEM_ISA
 #endif
