@@ -1,5 +1,6 @@
 #include "ops/conv.h"
 
+#include "cpu/depthwise.h"
 #include "cpu/dnnl.h"
 #include "cpu/gemm.h"
 #include "cpu/im2col.h"
@@ -12,6 +13,7 @@ namespace deem {
 
 constinit Kernel<Im2colArgs> im2col_kernel{"im2col"};
 constinit Kernel<Col2imArgs> col2im_kernel{"col2im"};
+constinit Kernel<DepthwiseArgs> depthwise_kernel{"depthwise"};
 constinit Kernel<WinogradArgs> winograd_kernel{"winograd"};
 constinit Kernel<WinogradWeightsArgs> winograd_weights_kernel{"winograd_weights"};
 
@@ -152,7 +154,17 @@ static void product_weights(const ConvWeightsArgs& a) {
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 
-// ---- the rest, groups and gradients of pictures through strides: oneDNN ---------------------------------------------------
+// ---- each channel alone (cpu/depthwise.h) ------------------------------------------------------------------------------
+
+// Few taps do not pay for the copy of the picture, nor strides, of which oneDNN reads less of it; both but where all its numbers would have to
+// be widened for oneDNN. Strides beyond the kernel would copy what no tap reads.
+static bool sums_channels(const ConvSizes& s) {
+  constexpr int64_t kManyTaps = 25;
+  const bool many = s.kh * s.kw >= kManyTaps && s.stride == 1;
+  return s.groups > 1 && (many || !multiplies(s.dtype)) && s.stride <= s.kw;
+}
+
+// ---- the rest, and gradients of pictures through strides: oneDNN ----------------------
 
 // An operand as f32: itself, or in scratch memory.
 class Wide {
@@ -201,6 +213,7 @@ static int64_t count_weight(const ConvSizes& s) { return patch(s) / s.groups * s
 
 static void forward(const ConvForwardArgs& a) {
   const ConvSizes& s = a.s;
+  if (sums_channels(s)) return depthwise_kernel(Device::cpu, {s, false, a.x, a.weight, a.bias, a.y});
   if (winograd_forward(a)) return;
   if (packs(s)) return packed_forward(a);
   if (few_pixels(s)) return product_forward(a);
@@ -211,6 +224,8 @@ static void forward(const ConvForwardArgs& a) {
 
 static void data(const ConvDataArgs& a) {
   const ConvSizes& s = a.s;
+  if (sums_channels(s) && s.stride == 1)
+    return depthwise_kernel(Device::cpu, {reversed(s), true, a.dy, a.weight, nullptr, a.dx});
   if (winograd_data(a)) return;
   if (packs(s) && s.stride == 1 && !few_channels(s)) return packed_data(a);
   if (few_pixels(s) || (packs(s) && few_channels(s))) return product_data(a);

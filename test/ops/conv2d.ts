@@ -101,6 +101,38 @@ opTest('conv2d', [
   convCase('1x1, padded', [1, 3, 3, 2], 2, [1, 1], around(1)),
   convCase('padding wider than the kernel', [1, 2, 2, 2], 2, [2, 2], around(3)),
   convCase('3x3 depthwise, stride 2', [1, 7, 8, 19], 19, [3, 3], { stride: 2, ...around(1), groups: 19 }, { narrow }),
+  // Depthwise: several registers of channels and a part of one; strips that are not full, several of them, and columns in several blocks;
+  // rows in several bands; taps that no loop is unrolled for, of even and of differing sides.
+  ...(
+    [
+      ['7x7', [2, 9, 21, 37], [7, 7], around(3)],
+      ['7x7, all paddings differ', [1, 10, 8, 5], [7, 7], { padLeft: 1, padRight: 5, padTop: 6, padBottom: 2 }],
+      ['7x7, stride 2', [1, 13, 12, 37], [7, 7], { stride: 2, ...around(3) }],
+      ['7x7, one row of results', [1, 7, 70, 5], [7, 7], { padLeft: 3, padRight: 3 }],
+      ['3x3', [1, 33, 18, 37], [3, 3], around(1)],
+      ['3x3 on one row', [1, 1, 135, 2], [3, 3], around(1)],
+      ['5x5', [2, 6, 11, 33], [5, 5], around(2)],
+      ['5x4', [1, 6, 9, 37], [5, 4], { padLeft: 2, padRight: 1, padTop: 0, padBottom: 4 }],
+      ['5x4, stride 3', [2, 11, 14, 5], [5, 4], { stride: 3, padLeft: 3, padRight: 0, padTop: 1, padBottom: 2 }],
+      ['9x1', [1, 12, 5, 6], [9, 1], { padTop: 4, padBottom: 4 }],
+      [
+        '3x3, wider padding than the kernel',
+        [1, 2, 3, 18],
+        [3, 3],
+        { padLeft: 5, padRight: 4, padTop: 3, padBottom: 6 },
+      ],
+      ['2x2, stride 3', [1, 7, 8, 5], [2, 2], { stride: 3, padLeft: 1 }],
+    ] as [string, [number, number, number, number], [number, number], Conv2dOptions][]
+  ).flatMap(([kind, x, kernel, options], i) => [
+    convCase(
+      `${kind} depthwise`,
+      x,
+      x[3],
+      kernel,
+      { ...options, groups: x[3] },
+      { bias: i % 2 === 0, narrow, probes: 5 },
+    ),
+  ]),
   // As many weights as are multiplied where they lie, with patches written out.
   ...(['1x1', '3x3'] as const).flatMap((pad) => {
     const few = { probes: 3, tolerance: { value: 1e-5, grad: 2e-5 } }
@@ -230,6 +262,28 @@ for (const depthwise of [false, true]) {
     }
   })
 }
+
+test.serial('depthwise conv2d of many taps: the same bits of y and dx with any number of threads', async (t) => {
+  const before = threads()
+  const run = async (dtype: 'f32' | 'bf16', count: number) => {
+    setThreads(count)
+    const [x, w, b] = [normals([2, 37, 19, 52], 1), normals([52, 7, 7, 1], 2), normals([52], 3)].map((v) =>
+      ops.cast(v, dtype),
+    ) as [Tensor, Tensor, Tensor]
+    x.requiresGrad = true
+    const y = ops.conv2d(x, w, b, { ...around(3), groups: 52 })
+    await backward([y], [ops.cast(normals(y.shape, 4), dtype)])
+    return [y.toFloat32(), x.grad?.toFloat32()]
+  }
+  try {
+    for (const dtype of ['f32', 'bf16'] as const) {
+      const first = await run(dtype, 1)
+      for (const count of [2, 3]) t.deepEqual(await run(dtype, count), first, `${dtype}, ${count} threads`)
+    }
+  } finally {
+    setThreads(before)
+  }
+})
 
 /** Whole numbers, with which every sum here is exact in f32. */
 const whole = (shape: number[], step: number) => {
