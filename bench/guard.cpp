@@ -77,6 +77,11 @@ const Kernel kernels[] = {
        Tensor x = normal({1 << 17});
        return [=] { gelu(x); };
      }},
+    {"gelu-bf16",
+     [] {
+       Tensor x = cast(normal({1 << 17}), DType::bf16);
+       return [=] { gelu(x); };
+     }},
     {"geglu-backward",
      [] {
        Tensor x = leaf({64, 2048});
@@ -109,6 +114,13 @@ const Kernel kernels[] = {
      [] {
        Tensor x = leaf({1, 16, 16, 32}), w = leaf({64, 3, 3, 32});
        return backwards({x, w}, [=] { return conv2d(x, w, {}, {.pad_left = 1, .pad_right = 1, .pad_top = 1, .pad_bottom = 1}); });
+     }},
+    {"depthwise",
+     [] {
+       Tensor x = normal({1, 16, 16, 64}), w = normal({64, 7, 7, 1});
+       return [=] {
+         conv2d(x, w, {}, {.pad_left = 3, .pad_right = 3, .pad_top = 3, .pad_bottom = 3, .groups = 64});
+       };
      }},
     {"linear-few-rows",
      [] {

@@ -440,3 +440,56 @@ rejects('elementwise', {
   'full of half a size': ['ERR_VALUE', () => ops.full([0.5], 0, 'f32')],
   'full of too many elements': ['ERR_SHAPE', () => ops.full([2 ** 30, 2 ** 30], 0, 'u8')],
 })
+
+/** The numbers of all patterns of 16 bits. */
+function everyNumber(dtype: 'bf16' | 'f16'): Float32Array {
+  const bits = Uint32Array.from({ length: 1 << 16 }, (_, i) => i << 16)
+  if (dtype === 'bf16') return new Float32Array(bits.buffer)
+  return Float32Array.from({ length: 1 << 16 }, (_, i) => {
+    const exponent = (i >> 10) & 31
+    const fraction = (i & 1023) / 1024
+    const size =
+      exponent === 31
+        ? fraction > 0
+          ? Number.NaN
+          : Number.POSITIVE_INFINITY
+        : exponent === 0
+          ? fraction * 2 ** -14
+          : (1 + fraction) * 2 ** (exponent - 15)
+    return i & 0x8000 ? -size : size
+  })
+}
+
+// 16-bit numbers have kernels of their own, whose exponentials have fewer digits.
+const sixteen = {
+  // Half a unit in the last place, twice the largest of what exp leaves as 0, the largest number.
+  bf16: { half: 2 ** -8, least: 2 ** -120, most: 3.38e38 },
+  f16: { half: 2 ** -11, least: 2 ** -24, most: 65504 },
+} as const
+const ofInput = ['silu', 'gelu', 'geluTanh', 'quickGelu']
+for (const name of ['exp', 'sigmoid', 'silu', 'gelu', 'geluTanh', 'quickGelu', 'mulScalar', 'square'])
+  for (const dtype of ['bf16', 'f16'] as const)
+    test(`${name}: of every ${dtype} number, what f32 gives, rounded`, async (t) => {
+      const { run } = unary[name] as Unary
+      const { half, least, most } = sixteen[dtype]
+      const all = everyNumber(dtype)
+      const wide = tensor(all)
+      const short = ops.cast(wide, dtype)
+      const far = (got: number, want: number, absolute: number) =>
+        Number.isNaN(want) || Math.abs(want) >= most
+          ? !(Number.isNaN(got) === Number.isNaN(want) && (Number.isNaN(got) || Math.abs(got) >= most * (1 - half)))
+          : !(Math.abs(got - want) <= (half + 2e-5) * Math.abs(want) + absolute)
+      const wrong = (got: Float32Array, want: Float32Array, absolute: number) => {
+        const at = got.findIndex((v, i) => far(v, want[i] as number, absolute))
+        return at < 0 ? '' : `of ${all[at]}: ${got[at]} instead of ${want[at]}`
+      }
+      t.is(wrong(run(short).toFloat32(), run(wide).toFloat32(), least), '')
+      if (!ofInput.includes(name)) return
+      const slopes = async (x: Tensor) => {
+        x.requiresGrad = true
+        const y = run(x)
+        await backward([y], [ops.full(y.shape, 1, y.dtype)])
+        return (x.grad as Tensor).toFloat32()
+      }
+      t.is(wrong(await slopes(short), await slopes(wide), 4e-5), '') // which may be differences of larger numbers
+    })

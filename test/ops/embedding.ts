@@ -102,3 +102,28 @@ test('embedding: the gradient of a bf16 table is summed in f32', async (t) => {
   await backward([y], [ops.full(y.shape, 1.25, 'bf16')])
   t.deepEqual((table.grad as Tensor).toFloat32(), Float32Array.from([0, 0, 0, 0, 0, 1248, 1248, 1248, 1248, 1248]))
 })
+
+// Results of 16 MB and more are written past the caches; rows here end inside cache lines.
+test('embedding, gatherRows: results too large for a cache hold the rows of their table', (t) => {
+  const [rows, few, width] = [4100, 16, 1030]
+  const { normal } = generator(3)
+  const table = tensor(Float32Array.from({ length: few * width }, normal), [few, width])
+  const ids = Array.from({ length: rows }, (_, i) => (i * 7) % few)
+  const want = table.toFloat32()
+  for (const dtype of ['f32', 'bf16'] as const) {
+    const some = dtype === 'f32' ? ids : [...ids, ...ids]
+    const from = ops.cast(table, dtype)
+    const rounded = dtype === 'f32' ? want : from.toFloat32()
+    const index = tensor(BigInt64Array.from(some, BigInt), [some.length])
+    for (const y of [ops.embedding(from, index), ops.gatherRows(from, index)]) {
+      const got = y.toFloat32()
+      const wrong = some.findIndex(
+        (id, r) =>
+          !Buffer.from(got.buffer, got.byteOffset + 4 * r * width, 4 * width).equals(
+            Buffer.from(rounded.buffer, rounded.byteOffset + 4 * id * width, 4 * width),
+          ),
+      )
+      t.is(wrong, -1, dtype)
+    }
+  }
+})

@@ -159,12 +159,13 @@ DEEM_INLINE Lines lines_of(const Product& p, int64_t index) {
 }
 
 // Rows of memory that are packed next. They are asked for while tiles are multiplied, a few cache lines at a time: where weights come from
-// memory, packing would wait for each of them.
+// memory, packing would wait for each of them. Machines before AVX512_BF16 win nothing by it, or lose some percent.
 class Ahead {
  public:
   Ahead() = default;
   // Run `at` of block `index`.
   Ahead(const Product& p, int64_t index, int64_t at) {
+    if constexpr (DEEM_ISA_INDEX < 3) return;
     const Layout& layout = p.share_a ? p.layout_b : p.layout_a;
     if (layout.along == Along::neither) return;
     const PackSource& s = p.share_a ? p.b : p.a;
