@@ -460,7 +460,7 @@ function everyNumber(dtype: 'bf16' | 'f16'): Float32Array {
   })
 }
 
-// 16-bit numbers have kernels of their own, whose exponentials have fewer digits.
+// 16-bit numbers are widened some at a time, and bf16's exponentials have fewer digits.
 const sixteen = {
   // Half a unit in the last place, twice the largest of what exp leaves as 0, the largest number.
   bf16: { half: 2 ** -8, least: 2 ** -120, most: 3.38e38 },
