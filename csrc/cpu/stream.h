@@ -15,7 +15,7 @@ DEEM_INLINE bool is_streamed(int64_t numbers) {
   return numbers * int64_t(sizeof(T)) >= kStreamed;
 }
 
-constexpr int64_t kCacheLine = 64;
+constexpr int64_t kCacheLine = 64;  // bytes
 
 // `bytes` bytes from `from`, which ends where a cache line of `to` does or is the last of all.
 DEEM_INLINE void copy_past_caches(char* to, const char* from, int64_t bytes) {

@@ -8,6 +8,7 @@
 #include "cpu/kernels/gemm_pack.h"
 #include "cpu/kernels/gemm_tile.h"
 #include "cpu/row.h"
+#include "cpu/stream.h"
 
 namespace deem::DEEM_ISA {
 
@@ -189,7 +190,6 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kCacheLine = 64;
   const char* row_ = nullptr;
   int64_t rows_ = 0, bytes_ = 0, stride_ = 0, at_ = 0;
 };
