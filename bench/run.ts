@@ -181,6 +181,7 @@ async function runCase(c: Case, precision: Precision, peers: Running[], options:
         })),
       ]
       const { timings, ratios } = await measure(sides, options.repeats)
+      emptyCache() // of what drawing weights and comparing results took
       resetPeakMemory()
       const resets = resetResidentPeak()
       await subject.run(1)
