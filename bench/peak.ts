@@ -9,40 +9,61 @@ export interface Peak {
   bytes: number
 }
 
+/** Work that reaches a peak, for as long as its arrays are held. */
+export interface PeakWork extends Disposable {
+  /** Operations, or bytes, of one run. */
+  amount: number
+  run(): void
+}
+
+/** A square product of n x n. */
+export function peakProduct(precision: Precision, n = 2048): PeakWork {
+  const [x, weight] = tidy(() => [0, 1].map((stream) => ops.cast(ops.randn([n, n], 1, stream), precision))) as [
+    Tensor,
+    Tensor,
+  ]
+  return peakWork([x, weight], 2 * n ** 3, () => ops.linear(x, weight, null, 'none'))
+}
+
+/** The sum of two arrays. */
+export function peakSum(): PeakWork {
+  const elements = 1 << 25
+  const [a, b] = [ops.full([elements], 1, 'f32'), ops.full([elements], 2, 'f32')]
+  return peakWork([a, b], 12 * elements, () => ops.add(a, b))
+}
+
+function peakWork(held: readonly Tensor[], amount: number, result: () => Tensor): PeakWork {
+  return {
+    amount,
+    run: () => noGrad(result).dispose(),
+    [Symbol.dispose]() {
+      for (const t of held) t.dispose()
+    },
+  }
+}
+
 /** Long enough to meet a moment in which no other process wants the cores. */
 const seconds = 0.7
 
-/** Seconds of the fastest run. */
-function best(work: () => Tensor): number {
+/** Operations or bytes a second of the fastest run. */
+function best(make: () => PeakWork): number {
+  using work = make()
   let least = Number.POSITIVE_INFINITY
-  noGrad(work).dispose()
+  work.run()
   const end = performance.now() + 1000 * seconds
   while (performance.now() < end) {
     const begin = performance.now()
-    noGrad(work).dispose()
+    work.run()
     least = Math.min(least, (performance.now() - begin) / 1000)
   }
-  return least
+  return work.amount / least
 }
 
 export function measurePeak(precision: Precision): Peak {
-  let flops = 0
-  for (const n of [1024, 1536, 2048])
-    flops = Math.max(
-      flops,
-      tidy(() => {
-        const x = ops.cast(ops.randn([n, n], 1, 0), precision)
-        const weight = ops.cast(ops.randn([n, n], 1, 1), precision)
-        return (2 * n ** 3) / best(() => ops.linear(x, weight, null, 'none'))
-      }),
-    )
-  const elements = 1 << 25
-  const bytes = tidy(() => {
-    const a = ops.full([elements], 1, 'f32')
-    const b = ops.full([elements], 2, 'f32')
-    return (12 * elements) / best(() => ops.add(a, b))
-  })
-  return { flops, bytes }
+  return {
+    flops: Math.max(...[1024, 1536, 2048].map((n) => best(() => peakProduct(precision, n)))),
+    bytes: best(peakSum),
+  }
 }
 
 /** The least seconds that work can take at these peaks, and which of them sets it. */

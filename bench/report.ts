@@ -34,7 +34,7 @@ export interface Result {
   /** Operations or bytes a second, whichever sets the floor. */
   rate?: number
   bound?: 'flops' | 'bytes'
-  /** The floor by the machine's peaks over our time. */
+  /** The floor by the machine's peak over our time: the peak of the same rounds, for operations that of the whole run. */
   fractionOfPeak?: number
   /** Live tensors at the peak of one run, weights and inputs included. */
   tensorBytes?: number

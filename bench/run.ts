@@ -17,7 +17,7 @@ import { opSubject } from './ours/ops.js'
 import { keepModule, partSubject, releaseModule } from './ours/parts.js'
 import { disposeAll, type Subject } from './ours/subject.js'
 import { wholeSubject } from './ours/whole.js'
-import { floor, measurePeak, type Peak } from './peak.js'
+import { floor, measurePeak, type Peak, peakProduct, peakSum } from './peak.js'
 import { type PeerKind, peerKinds } from './peers/index.js'
 import { Peer, PeerError } from './peers/process.js'
 import { columns, lines, type PeerResult, type Report, type Result } from './report.js'
@@ -180,7 +180,20 @@ async function runCase(c: Case, precision: Precision, peers: Running[], options:
             (await peer.ask({ do: 'run', batches, runs }))['seconds'] as number[],
         })),
       ]
+      const least = floor(work, options.peak(precision, n))
+      const bounded = work[least.bound] > 0
+      // What takes long meets another machine than the one that was measured first: clocks and memory change by the minute.
+      using peak =
+        bounded && c.group !== 'op' ? (least.bound === 'flops' ? peakProduct(precision) : peakSum()) : undefined
+      if (peak)
+        sides.push(
+          inProcess('peak', async (times) => {
+            for (let i = 0; i < times; i++) peak.run()
+          }),
+        )
       const { timings, ratios } = await measure(sides, options.repeats)
+      const beside = ratios.find(({ name }) => name === 'peak')?.ratio.median
+      peak?.[Symbol.dispose]()
       emptyCache() // of what drawing weights and comparing results took
       resetPeakMemory()
       const resets = resetResidentPeak()
@@ -188,7 +201,6 @@ async function runCase(c: Case, precision: Precision, peers: Running[], options:
       const most = residentPeak()
       const tensorBytes = memory().peak
       const ourTime = timings[0] as (typeof timings)[number]
-      const least = floor(work, options.peak(precision, n))
       const rows = prepared.map(async (p): Promise<PeerResult> => {
         const i = ready.findIndex(({ kind }) => kind.name === p.peer)
         const [timing, ratio, running] = [timings[i + 1], ratios[i], ready[i]]
@@ -206,10 +218,11 @@ async function runCase(c: Case, precision: Precision, peers: Running[], options:
         threads: n,
         seconds: ourTime.seconds,
         times: ourTime.times,
-        ...(work[least.bound] > 0 && {
+        ...(bounded && {
           bound: least.bound,
           rate: work[least.bound] / ourTime.seconds.median,
-          fractionOfPeak: least.seconds / ourTime.seconds.median,
+          fractionOfPeak:
+            peak && beside ? (work[least.bound] / peak.amount) * beside : least.seconds / ourTime.seconds.median,
         }),
         tensorBytes,
         ...(resets &&
