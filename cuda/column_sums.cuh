@@ -1,4 +1,4 @@
-// Sums over the middle axis of x[outer, rows, inner] in Acc (float or double). How rows are cut up, and so the order of the
+// Sums over the middle axis of x[outer, rows, inner], or of its products with `times` in f32 where that is not null, in Acc (float or double). How rows are cut up, and so the order of the
 // sums, depends on the sizes alone, not on the device nor on how x is aligned.
 #pragma once
 #include "cuda/reduce.cuh"
@@ -34,13 +34,24 @@ inline SumPlan plan_sum(int64_t items, int64_t rows, int64_t least) {
   return {larger<int64_t>(1, (rows + split_rows - 1) / split_rows), split_rows};
 }
 
+// V numbers from x + i on, times those of `times`.
+template <int V, class T>
+__device__ inline void read_terms(const T* x, const T* times, int64_t i, float (&v)[V]) {
+  read_floats<V>(x + i, V, v);
+  if (!times) return;
+  float by[V];
+  read_floats<V>(times + i, V, by);
+#pragma unroll
+  for (int k = 0; k < V; k++) v[k] *= by[k];
+}
+
 constexpr int kColumnLanes = 32, kColumnLines = 8;
 
 // A thread sums V neighbouring columns over every eighth row of a part; then the eight are added.
 template <class Acc, class T, int V>
 static __global__ void __launch_bounds__(kColumnLanes* kColumnLines, 4)
-    sum_columns(const T* x, SumOutput out, Acc* partial, int64_t rows, int64_t inner, SumPlan plan, int64_t tiles,
-                int64_t items) {
+    sum_columns(const T* x, const T* times, SumOutput out, Acc* partial, int64_t rows, int64_t inner, SumPlan plan,
+                int64_t tiles, int64_t items) {
   constexpr int kAhead = 4;  // rows whose loads are in flight together
   DEEM_SHARED(Acc, sums, kColumnLines * V * kColumnLanes);
   const int lane = threadIdx.x, line = threadIdx.y;
@@ -48,14 +59,15 @@ static __global__ void __launch_bounds__(kColumnLanes* kColumnLines, 4)
     const int64_t part = item / tiles, o = part / plan.splits, first = (part - o * plan.splits) * plan.split_rows;
     const int64_t column = ((item - part * tiles) * kColumnLanes + lane) * V,
                   n = smaller(plan.split_rows, rows - first);
-    const T* from = x + (o * rows + first) * inner + column;
+    const int64_t start = (o * rows + first) * inner + column;
+    const T *from = x + start, *by = times ? times + start : nullptr;
     Acc sum[V] = {};
     if (column < inner) {
       int64_t r = line;
       for (; r + (kAhead - 1) * kColumnLines < n; r += kAhead * kColumnLines) {
         float v[kAhead][V];
 #pragma unroll
-        for (int j = 0; j < kAhead; j++) read_floats<V>(from + (r + j * kColumnLines) * inner, V, v[j]);
+        for (int j = 0; j < kAhead; j++) read_terms<V>(from, by, (r + j * kColumnLines) * inner, v[j]);
 #pragma unroll
         for (int j = 0; j < kAhead; j++)
 #pragma unroll
@@ -63,7 +75,7 @@ static __global__ void __launch_bounds__(kColumnLanes* kColumnLines, 4)
       }
       for (; r < n; r += kColumnLines) {
         float v[V];
-        read_floats<V>(from + r * inner, V, v);
+        read_terms<V>(from, by, r * inner, v);
 #pragma unroll
         for (int k = 0; k < V; k++) sum[k] += Acc(v[k]);
       }
@@ -86,16 +98,18 @@ static __global__ void __launch_bounds__(kColumnLanes* kColumnLines, 4)
 // The same for rows narrower than a warp: a thread keeps to one column, walking over as many rows at once as fit in a block.
 template <class Acc, class T>
 static __global__ void __launch_bounds__(kWalkThreads)
-    sum_narrow(const T* x, SumOutput out, Acc* partial, int64_t rows, int inner, SumPlan plan, int64_t items) {
+    sum_narrow(const T* x, const T* times, SumOutput out, Acc* partial, int64_t rows, int inner, SumPlan plan,
+               int64_t items) {
   DEEM_SHARED(Acc, sums, kWalkThreads);
   const int t = threadIdx.x, active = kWalkThreads / inner * inner;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
     const int64_t o = item / plan.splits, first = (item - o * plan.splits) * plan.split_rows,
                   n = smaller(plan.split_rows, rows - first) * inner;
-    const T* from = x + (o * rows + first) * inner;
+    const int64_t start = (o * rows + first) * inner;
     Acc sum = 0;
     if (t < active)
-      for (int64_t i = t; i < n; i += active) sum += Acc(to_float(from[i]));
+      for (int64_t i = start + t; i < start + n; i += active)
+        sum += Acc(to_float(x[i]) * (times ? to_float(times[i]) : 1.0f));
     sums[t] = sum;
     __syncthreads();
     if (t < inner) {
@@ -133,9 +147,9 @@ void add_parts(const Acc* partial, const SumOutput& out, int64_t outer, int64_t 
 
 inline dim3 sum_grid(int64_t items) { return dim3(unsigned(smaller<int64_t>(items, int64_t(sm_count()) * 64))); }
 
-// y[o, i] = scale * sum_r x[o, r, i]; inner is at least 2 unless rows is 1 or less.
+// y[o, i] = scale * sum_r x[o, r, i] times[o, r, i]; inner is at least 2 unless rows is 1 or less.
 template <class Acc, class T>
-void sum_middle(const T* x, const SumOutput& out, int64_t outer, int64_t rows, int64_t inner) {
+void sum_middle(const T* x, const T* times, const SumOutput& out, int64_t outer, int64_t rows, int64_t inner) {
   if (outer <= 0 || inner <= 0) return;
   constexpr int V = 4;
   const bool narrow = inner < kColumnLanes;
@@ -147,16 +161,16 @@ void sum_middle(const T* x, const SumOutput& out, int64_t outer, int64_t rows, i
   const dim3 block(kColumnLanes, kColumnLines);
   if (narrow) {
     const int64_t items = outer * plan.splits;
-    DEEM_LAUNCH((sum_narrow<Acc, T>), sum_grid(items), dim3(kWalkThreads), 0, stream(), x, out, partial, rows,
+    DEEM_LAUNCH((sum_narrow<Acc, T>), sum_grid(items), dim3(kWalkThreads), 0, stream(), x, times, out, partial, rows,
                 int(inner), plan, items);
-  } else if (inner % V == 0 && inner >= kColumnLanes * V && is_aligned<V>(x)) {
+  } else if (inner % V == 0 && inner >= kColumnLanes * V && is_aligned<V>(x) && is_aligned<V>(times)) {
     const int64_t tiles = (inner + kColumnLanes * V - 1) / (kColumnLanes * V), items = outer * plan.splits * tiles;
-    DEEM_LAUNCH((sum_columns<Acc, T, V>), sum_grid(items), block, 0, stream(), x, out, partial, rows, inner, plan,
-                tiles, items);
+    DEEM_LAUNCH((sum_columns<Acc, T, V>), sum_grid(items), block, 0, stream(), x, times, out, partial, rows, inner,
+                plan, tiles, items);
   } else {
     const int64_t tiles = (inner + kColumnLanes - 1) / kColumnLanes, items = outer * plan.splits * tiles;
-    DEEM_LAUNCH((sum_columns<Acc, T, 1>), sum_grid(items), block, 0, stream(), x, out, partial, rows, inner, plan,
-                tiles, items);
+    DEEM_LAUNCH((sum_columns<Acc, T, 1>), sum_grid(items), block, 0, stream(), x, times, out, partial, rows, inner,
+                plan, tiles, items);
   }
   if (partial) add_parts<Acc>(partial, out, outer, plan.splits, inner);
 }

@@ -2,6 +2,7 @@
 #include "ops/elementwise.h"
 
 #include "ops.h"
+#include "ops/reduce.h"
 
 namespace deem {
 
@@ -105,8 +106,8 @@ Tensor sub(const Tensor& a, const Tensor& b) {
 Tensor mul(const Tensor& a, const Tensor& b) {
   Tensor y = binary(Binary::mul, "mul", a, b);
   return record("mul", y, {a, b}, [a = a.detach(), b = b.detach()](const Tensor& dy, Needs needs) {
-    return Tensors{needs[0] ? sum_to(mul(dy, b), a.shape()) : Tensor(),
-                   needs[1] ? sum_to(mul(dy, a), b.shape()) : Tensor()};
+    return Tensors{needs[0] ? sum_products_to(dy, b, a.shape()) : Tensor(),
+                   needs[1] ? sum_products_to(dy, a, b.shape()) : Tensor()};
   });
 }
 
@@ -115,7 +116,7 @@ Tensor div(const Tensor& a, const Tensor& b) {
   Tensor y = binary(Binary::div, "div", a, b);
   return record("div", y, {a, b}, [sa = a.shape(), b = b.detach(), y = y.detach()](const Tensor& dy, Needs needs) {
     Tensor da = div(dy, b);
-    return Tensors{needs[0] ? sum_to(da, sa) : Tensor(), needs[1] ? neg(sum_to(mul(da, y), b.shape())) : Tensor()};
+    return Tensors{needs[0] ? sum_to(da, sa) : Tensor(), needs[1] ? neg(sum_products_to(da, y, b.shape())) : Tensor()};
   });
 }
 

@@ -18,8 +18,9 @@ static double* doubles_of(const Tensor& t) { return static_cast<double*>(t.raw()
 
 // ---- sum, mean, sum_to --------------------------------------------------------------------------------------------
 
-// x [outer, rows, inner] -> [outer, inner]
-static Tensor sum_rows(const Tensor& x, int64_t outer, int64_t rows, int64_t inner, double scale, DType to) {
+// x [outer, rows, inner], times the other where it is defined -> [outer, inner]
+static Tensor sum_rows(const Tensor& x, const Tensor& times, int64_t outer, int64_t rows, int64_t inner, double scale,
+                       DType to) {
   // Few long sums are cut into blocks to feed all threads, each at least 16384 elements.
   int64_t tiles = outer * ((inner + 511) / 512),
           enough = std::max<int64_t>(1, rows * std::min<int64_t>(inner, 512) / 16384);
@@ -30,6 +31,7 @@ static Tensor sum_rows(const Tensor& x, int64_t outer, int64_t rows, int64_t inn
          partial = blocks > 1 ? doubles(outer * blocks * inner, x.device()) : Tensor();
   if (y.numel() > 0)
     sum_kernel(x.device(), {.x = x.raw(),
+                            .times = times ? times.raw() : nullptr,
                             .y = y.raw(),
                             .partial = partial ? doubles_of(partial) : nullptr,
                             .outer = outer,
@@ -67,7 +69,7 @@ static Tensor sum_axes(const Tensor& x_in, uint32_t axes, double scale) {
     for (; summed(i); i = skip(i - 1)) rows *= shape[i];
     bool last = --pending == 0;
     before /= rows;
-    y = sum_rows(y, before / inner, rows, inner, last ? scale : 1, last ? x.dtype() : DType::f32);
+    y = sum_rows(y, {}, before / inner, rows, inner, last ? scale : 1, last ? x.dtype() : DType::f32);
   }
   for (int i = 0; i < shape.size(); i++)
     if (axes >> i & 1) shape[i] = 1;
@@ -123,6 +125,20 @@ Tensor sum_to(const Tensor& x, const Shape& shape) {
   Tensor y = sum_axes(x, mask, 1).view(shape, shape.contiguous_strides(), 0);
   return record("sum_to", y, {x},
                 [from = x.shape()](const Tensor& dy, Needs) { return Tensors{broadcast_to(dy, from)}; });
+}
+
+Tensor sum_products_to(const Tensor& a, const Tensor& b, const Shape& shape) {
+  const Shape& all = a.shape();
+  const int lead = all.size() - shape.size();
+  auto kept = [&](int i) { return i < lead ? int64_t(1) : shape[i - lead]; };
+  int64_t outer = 1, rows = 1, inner = 1;
+  int i = 0;
+  for (; i < all.size() && kept(i) == all[i]; i++) outer *= all[i];
+  for (; i < all.size() && kept(i) == 1; i++) rows *= all[i];
+  for (; i < all.size() && kept(i) == all[i]; i++) inner *= all[i];
+  if (i < all.size() || b.shape() != all || inner == 1 || rows == 0 || !a.is_contiguous() || !b.is_contiguous())
+    return sum_to(mul(a, b), shape);
+  return sum_rows(a, b, outer, rows, inner, 1, a.dtype()).view(shape, shape.contiguous_strides(), 0);
 }
 
 // ---- mse_loss, norm -----------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 // Kernel arguments of the reductions. Sums run in double, in an order that depends on the shape alone.
 #pragma once
 #include "core/kernel.h"
+#include "core/tensor.h"
 
 namespace deem {
 
-// y[o, i] = scale * sum_r x[o, r, i]
+// y[o, i] = scale * sum_r x[o, r, i] times[o, r, i]
 struct SumArgs {
   const void* x;
+  const void* times;  // of x's dtype, or null for 1; null where inner is 1. Products are rounded to f32
   void* y;
   double* partial;  // [outer, blocks, inner] where blocks > 1
   int64_t outer, rows, inner;
@@ -45,5 +47,8 @@ struct ArgmaxArgs {
   DType dtype;
 };
 extern Kernel<ArgmaxArgs> argmax_kernel;
+
+// sum_to(mul(a, b), shape), in one pass where only neighbouring axes are summed. Not recorded.
+Tensor sum_products_to(const Tensor& a, const Tensor& b, const Shape& shape);
 
 }  // namespace deem

@@ -7,7 +7,8 @@ namespace {
 
 void column_sum(const ColumnSumArgs& a) {
   dispatch(a.dtype, "column_sum", [&]<class T>(T) {
-    sum_middle<float>(static_cast<const T*>(a.x), SumOutput{a.y, a.dtype, 1}, 1, a.rows, a.cols);
+    sum_middle<float>(static_cast<const T*>(a.x), static_cast<const T*>(nullptr), SumOutput{a.y, a.dtype, 1}, 1, a.rows,
+                      a.cols);
   });
 }
 

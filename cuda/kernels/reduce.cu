@@ -97,7 +97,7 @@ void sum(const SumArgs& a) {
   const SumOutput out{a.y, a.y_dtype, a.scale};
   dispatch(a.x_dtype, "sum", [&]<class T>(T) {
     const T* x = static_cast<const T*>(a.x);
-    if (a.inner != 1) return sum_middle<double>(x, out, a.outer, a.rows, a.inner);
+    if (a.inner != 1) return sum_middle<double>(x, static_cast<const T*>(a.times), out, a.outer, a.rows, a.inner);
     if (a.outer <= 0) return;
     const dim3 block(kThreads);
     if (a.rows <= 1024) {

@@ -33,10 +33,14 @@ TEST("cuda reduce: sums over the middle axis") {
       for (bool wide : {false, true})
         for (int64_t first : {0, 1}) {
           const DType y_dtype = wide ? DType::f32 : dtype;
+          const int64_t n = c.outer * c.rows * c.inner + first;
+          const bool times = c.inner != 1 && wide;  // of products
           Parity p(str("sum ", dtype, " to ", y_dtype, ' ', c.outer, 'x', c.rows, 'x', c.inner, " from ", first));
-          auto x = p.random(c.outer * c.rows * c.inner + first, dtype), y = p.output(c.outer * c.inner, y_dtype);
+          auto x = p.random(n, dtype), by = times ? p.random(n, dtype) : Buffer(),
+               y = p.output(c.outer * c.inner, y_dtype);
           p.run([&](Device d) {
             sum_kernel(d, {.x = x(d, first),
+                           .times = times ? by(d, first) : Address{nullptr},
                            .y = y(d),
                            .partial = nullptr,
                            .outer = c.outer,
@@ -61,6 +65,7 @@ TEST("cuda reduce: sums run in double") {
   auto x = p.of(values), y = p.output(1);
   p.run([&](Device d) {
     sum_kernel(d, {.x = x(d),
+                   .times = nullptr,
                    .y = y(d),
                    .partial = nullptr,
                    .outer = 1,

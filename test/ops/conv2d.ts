@@ -85,6 +85,15 @@ opTest('conv2d', [
   // The smallest maps the kernel fits.
   convCase('3x3 on one pixel', [1, 1, 1, 2], 3, [3, 3], around(1)),
   convCase('4x4 on its own size', [2, 4, 4, 3], 2, [4, 4], { stride: 4 }),
+  convCase('4x4 of 3 channels, patches side by side', [2, 12, 20, 3], 6, [4, 4], { stride: 4 }, { probes: 10 }),
+  convCase(
+    '5x5 of 3 channels, some taps outside',
+    [2, 9, 11, 3],
+    5,
+    [5, 5],
+    { stride: 2, ...around(2) },
+    { probes: 10 },
+  ),
   convCase('7x7 depthwise on 2x3', [1, 2, 3, 5], 5, [7, 7], { ...around(3), groups: 5 }),
   convCase('depthwise with one channel', [1, 4, 4, 1], 1, [3, 3], { ...around(1), groups: 1 }),
   // Kinds that no model has.

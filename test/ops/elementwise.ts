@@ -295,6 +295,59 @@ test('whole numbers are exact', (t) => {
   t.deepEqual([...ops.where(tensor([1, 0, 1], [3], 'u8'), a, tensor(0n, [], 'i64')).read()], [big, 0n, 3n])
 })
 
+// ---- gradients of what was broadcast ---------------------------------------------------------------------------------
+
+// One pass makes the products and sums them: in f32 to the bits of both operations, of narrower numbers without rounding the products.
+for (const dtype of ['f32', 'bf16', 'f16'] as const)
+  test(`mul: a broadcast factor gets the sums of products, ${dtype}`, async (t) => {
+    const cases: [number[], number[]][] = [
+      [[4096, 128], [128]],
+      [
+        [2, 300, 5],
+        [2, 1, 5],
+      ],
+      [
+        [3, 40, 33],
+        [1, 33],
+      ],
+      [
+        [1, 9, 7, 600],
+        [1, 1, 1, 600],
+      ],
+      [
+        [3, 50, 2],
+        [3, 1, 1],
+      ],
+      [
+        [6, 4, 10],
+        [4, 1],
+      ],
+    ]
+    for (const [seed, [shape, to]] of cases.entries()) {
+      const draw = (stream: number) =>
+        ops.cast(dtype === 'f32' ? ops.randn(shape, seed, stream) : ops.randint(shape, -3, 4, seed, stream), dtype)
+      const [x, dy] = [draw(1), draw(2)]
+      const row = ops.full(to, 1.5, dtype)
+      row.requiresGrad = true
+      const transposed = ops.permute(
+        ops.contiguous(
+          ops.permute(
+            x,
+            shape.map((_, i) => shape.length - 1 - i),
+          ),
+        ),
+        shape.map((_, i) => shape.length - 1 - i),
+      )
+      const wide = (v: Tensor) => ops.cast(v, 'f32')
+      const want = ops.cast(ops.sumTo(ops.mul(wide(dy), wide(x)), to), dtype).toFloat32()
+      for (const factor of [x, transposed]) {
+        await backward([ops.mul(factor, row)], [dy])
+        t.deepEqual((row.grad as Tensor).toFloat32(), want, `[${shape}] to [${to}]`)
+        row.clearGrad()
+      }
+    }
+  })
+
 // ---- large results ----------------------------------------------------------------------------------------------------
 
 // More than 16 MB in 16 bits too; rows begin anywhere in a cache line.

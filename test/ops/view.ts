@@ -126,6 +126,15 @@ opTest('broadcastTo', [
   broadcastCase([3, 4], [3, 4]),
   broadcastCase([1, 3], [0, 3]),
 ])
+const headsCase = (shape: number[]) => {
+  const axes = shape.length === 3 ? [1, 0, 2] : [0, 2, 1, 3]
+  return viewCase(
+    'heads',
+    shape,
+    (x) => ops.contiguous(ops.permute(x, axes)),
+    (p) => permuted(p, axes),
+  )
+}
 opTest('contiguous', [
   viewCase(
     'transposed',
@@ -134,7 +143,33 @@ opTest('contiguous', [
     (p) => permuted(p, [1, 0]),
   ),
   viewCase('nothing to do', [3, 4], ops.contiguous, (p) => p),
+  // Runs of whole cache lines: in tiles of 64 rows, in one tile, without one, and in rows a power of two apart.
+  headsCase([2, 192, 3, 32]),
+  headsCase([64, 5, 32]),
+  headsCase([1, 67, 3, 32]),
+  headsCase([1, 12, 16, 64]),
 ])
+
+// Results of 16 MB and more are written past the caches; those of the slice do not begin where a cache line does.
+for (const dtype of ['f32', 'bf16'] as const)
+  test(`contiguous: heads too large for a cache, ${dtype}`, (t) => {
+    const [rows, heads, size] = [dtype === 'f32' ? 1000 : 2000, 66, 64]
+    const bits = Float32Array.from({ length: rows * heads * size + 8 }, (_, i) => (i * 7919) % 251)
+    const from = ops.cast(tensor(bits), dtype)
+    for (const begin of [0, 8]) {
+      const x = ops.reshape(ops.slice(from, 0, begin, begin + rows * heads * size), [rows, heads, size])
+      const y = ops.contiguous(ops.permute(x, [1, 0, 2])).toFloat32()
+      const back = ops.contiguous(ops.permute(ops.reshape(x, [heads, rows, size]), [1, 0, 2])).toFloat32()
+      let wrong = 0
+      for (let h = 0; h < heads; h++)
+        for (let r = 0; r < rows; r++)
+          for (let i = 0; i < size; i++) {
+            const [at, other] = [(r * heads + h) * size + i, (h * rows + r) * size + i]
+            if (y[other] !== bits[begin + at] || back[at] !== bits[begin + other]) wrong++
+          }
+      t.is(wrong, 0, `from number ${begin} on`)
+    }
+  })
 
 const catCase = (shapes: number[][], axis: number): OpCase => {
   const d = (axis + (shapes[0] as number[]).length) % (shapes[0] as number[]).length

@@ -99,6 +99,11 @@ struct Windows {
   }
   // The number in that row where the taps begin; it may lie before the row.
   DEEM_INLINE int64_t begin() const { return (column * c.stride - c.pad_left) * c.in; }
+  // Whether all of the window is in the picture.
+  DEEM_INLINE bool inside() const {
+    const int64_t y = row * c.stride - c.pad_top, x = column * c.stride - c.pad_left;
+    return y >= 0 && y + c.kh <= c.h && x >= 0 && x + c.kw <= c.w;
+  }
   DEEM_INLINE void step() {
     if (++column < c.ow) return;
     column = 0;
@@ -138,15 +143,42 @@ static void pack_lines_by_line(const PackSource& s, int64_t height, int64_t firs
       place((const T*)s.data + (first + panel + i) * s.stride + begin, 0, length, to + i * kLanes);
 }
 
+// Numbers of a patch that lie side by side both in the picture and in a panel.
+struct Piece {
+  int64_t from, to, count;  // `from` from the patch's first number on; count is at most kLanes
+};
+// Those of numbers begin..begin + length. 0 where they are too many, or long: then to find each anew takes less time than to copy it.
+template <int kMost>
+DEEM_INLINE int pieces_of(const ConvSizes& c, int64_t begin, int64_t length, Piece (&pieces)[kMost]) {
+  const int64_t taps = c.kw * c.in, width = c.w * c.in;
+  if (taps > 2 * kLanes) return 0;
+  int n = 0;
+  for (int64_t p = 0, count; p < length; p += count) {
+    if (n == kMost) return 0;
+    const int64_t kh = (begin + p) / taps, at = (begin + p) % taps;
+    count = min(min(taps - at, length - p), kLanes - p % kLanes);
+    pieces[n++] = {kh * width + at, p / kLanes * (kRows * kLanes) + p % kLanes, count};
+  }
+  return n;
+}
+
 template <class T>
 static void pack_patches_by_line(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
                                  int64_t length, float* to, int64_t stride) {
   const ConvSizes& c = *s.conv;
   const int64_t taps = c.kw * c.in, width = c.w * c.in;  // numbers of a row of taps, and of the picture
   Windows window(c, first);
+  Piece pieces[64];
+  const int n = pieces_of(c, begin, length, pieces);
   for (int64_t panel = 0; panel < lines; panel += height, to += stride)
     for (int64_t i = 0; i < min(height, lines - panel); i++, window.step()) {
       float* line = to + i * kLanes;
+      if (n > 0 && window.inside()) {
+        const T* patch = (const T*)s.data + window.picture_row(0) * width + window.begin();
+        for (int j = 0; j < n; j++)
+          store_part(line + pieces[j].to, load_part(patch + pieces[j].from, pieces[j].count), pieces[j].count);
+        continue;
+      }
       int64_t kh = begin / taps, at = begin % taps;  // the row of taps, and the number in it
       for (int64_t p = 0, run; p < length; p += run, kh++, at = 0) {
         run = min(taps - at, length - p);

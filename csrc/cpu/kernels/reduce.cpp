@@ -61,36 +61,45 @@ template <class T>
   }
 }
 
-// sums[0..width) = sum over `rows` rows of x, `stride` apart.
-template <class T>
-static void sum_columns(const T* x, int64_t rows, int64_t stride, int64_t width, double* sums) {
+// A number, or its product with the one in the same place of `times`.
+template <bool Times, class T>
+DEEM_INLINE float term(const T* x, const T* times, int64_t i) {
+  if constexpr (Times) return load(x + i) * load(times + i);
+  return load(x + i);
+}
+
+// sums[0..width) = sum over `rows` rows of x, or of products, `stride` apart.
+template <bool Times, class T>
+static void sum_columns(const T* x, const T* times, int64_t rows, int64_t stride, int64_t width, double* sums) {
+  if constexpr (!Times) times = x;
+  auto at = [&](int64_t i) DEEM_ALWAYS { return term<Times>(x, times, i); };
 #pragma omp simd
   for (int64_t i = 0; i < width; i++) sums[i] = 0;
   int64_t r = 0;
-  for (; r + 4 <= rows; r += 4, x += 4 * stride) {
+  for (; r + 4 <= rows; r += 4, x += 4 * stride, times += 4 * stride) {
 #pragma omp simd
     for (int64_t i = 0; i < width; i++)
-      sums[i] += sum_of_four<T>(load(x + i), load(x + stride + i), load(x + 2 * stride + i), load(x + 3 * stride + i));
+      sums[i] += sum_of_four<T>(at(i), at(stride + i), at(2 * stride + i), at(3 * stride + i));
   }
-  for (; r < rows; r++, x += stride) {
+  for (; r < rows; r++, x += stride, times += stride) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; i++) sums[i] += double(load(x + i));
+    for (int64_t i = 0; i < width; i++) sums[i] += double(at(i));
   }
 }
 
 // One block of rows in one tile of columns.
-template <class T>
-static void sum_block(const T* x, int64_t rows, int64_t inner, int64_t width, double* sums) {
+template <bool Times, class T>
+static void sum_block(const T* x, const T* times, int64_t rows, int64_t inner, int64_t width, double* sums) {
   if (inner >= 32) {
-    sum_columns(x, rows, inner, width, sums);
+    sum_columns<Times>(x, times, rows, inner, width, sums);
   } else {  // narrow rows, taken `fold` at a time
     const int64_t fold = 128 / inner, wide = fold * inner, full = rows / fold;
     double folded[128];
-    sum_columns(x, full, wide, wide, folded);
+    sum_columns<Times>(x, times, full, wide, wide, folded);
     for (int64_t i = 0; i < inner; i++) {
       sums[i] = 0;
       for (int64_t k = 0; k < fold; k++) sums[i] += folded[k * inner + i];
-      for (int64_t r = full * fold; r < rows; r++) sums[i] += double(load(x + r * inner + i));
+      for (int64_t r = full * fold; r < rows; r++) sums[i] += double(term<Times>(x, times, r * inner + i));
     }
   }
 }
@@ -116,9 +125,9 @@ static void sum_lines(const SumArgs& a) {
   });
 }
 
-template <class T, class Y>
+template <bool Times, class T, class Y>
 static void sum_columns_as(const SumArgs& a) {
-  const T* x = (const T*)a.x;
+  const T *x = (const T*)a.x, *times = (const T*)a.times;
   Y* y = (Y*)a.y;
   const int64_t tiles = (a.inner + kTile - 1) / kTile, items = a.outer * a.blocks * tiles;
   parallel_for(items, a.block_rows * min(a.inner, kTile), [&](int64_t begin, int64_t end) {
@@ -126,12 +135,13 @@ static void sum_columns_as(const SumArgs& a) {
     for (int64_t item = begin; item < end; item++) {
       const int64_t first = item % tiles * kTile, ob = item / tiles, o = ob / a.blocks, b = ob % a.blocks;
       const int64_t row = b * a.block_rows, rows = min(a.block_rows, a.rows - row), width = min(kTile, a.inner - first);
-      const T* from = x + (o * a.rows + row) * a.inner + first;
+      const int64_t at = (o * a.rows + row) * a.inner + first;
+      const T *from = x + at, *by = Times ? times + at : nullptr;
       if (a.blocks > 1) {
-        sum_block(from, rows, a.inner, width, a.partial + ob * a.inner + first);
+        sum_block<Times>(from, by, rows, a.inner, width, a.partial + ob * a.inner + first);
         continue;
       }
-      sum_block(from, rows, a.inner, width, sums);
+      sum_block<Times>(from, by, rows, a.inner, width, sums);
       Y* to = y + o * a.inner + first;
 #pragma omp simd
       for (int64_t i = 0; i < width; i++) store(to + i, float(sums[i] * a.scale));
@@ -142,7 +152,8 @@ static void sum_columns_as(const SumArgs& a) {
 template <class T, class Y>
 static void sum_as(const SumArgs& a) {
   if (a.inner == 1) sum_lines<T, Y>(a);
-  else sum_columns_as<T, Y>(a);
+  else if (a.times) sum_columns_as<true, T, Y>(a);
+  else sum_columns_as<false, T, Y>(a);
   if (a.blocks == 1) return;
   parallel_for(a.outer * a.inner, a.blocks, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {

@@ -6,21 +6,30 @@
 
 namespace deem::DEEM_ISA {
 
+// Few numbers side by side, no vector to fill: loops over taps around one over so few would be most of the work.
+template <class T>
+static void resample_narrow(const ResampleAxisArgs& a, int64_t begin, int64_t end) {
+  int64_t o = begin % a.out;
+  const T* x = (const T*)a.x + begin / a.out * a.in * a.inner;
+  float* y = a.y + begin * a.inner;
+  for (int64_t r = begin; r < end; r++, y += a.inner) {
+    const int64_t first = a.begin[o], last = a.begin[o + 1];
+    for (int64_t i = 0; i < a.inner; i++) {
+      float sum = 0;
+      for (int64_t k = first; k < last; k++) sum += a.weight[k] * load(x + a.index[k] * a.inner + i);
+      y[i] = sum;
+    }
+    if (++o == a.out) o = 0, x += a.in * a.inner;
+  }
+}
+
 template <class T>
 static void resample_rows(const ResampleAxisArgs& a, int64_t begin, int64_t end) {
+  if (a.inner < kLanes) return resample_narrow<T>(a, begin, end);
   for (int64_t r = begin; r < end; r++) {
     const int64_t o = r % a.out;
     const T* x = (const T*)a.x + r / a.out * a.in * a.inner;
     float* y = a.y + r * a.inner;
-    if (a.inner <
-        kLanes) {  // no vector to fill: loops over taps around one over so few numbers would be most of the work
-      for (int64_t i = 0; i < a.inner; i++) {
-        float sum = 0;
-        for (int64_t k = a.begin[o]; k < a.begin[o + 1]; k++) sum += a.weight[k] * load(x + a.index[k] * a.inner + i);
-        y[i] = sum;
-      }
-      continue;
-    }
     for (int64_t i = 0; i < a.inner; i++) y[i] = 0;
     for (int64_t k = a.begin[o]; k < a.begin[o + 1]; k++) {
       const T* row = x + a.index[k] * a.inner;

@@ -60,6 +60,76 @@ static void copy_runs(const CopyArgs& a) {
   });
 }
 
+// The axes with the longest steps first: the runs of an inner one then lie close to each other, in x or in y.
+static Strided<2> longest_outside(Strided<2> s) {
+  auto step = [&](int d) { return max(s.strides[0][d], s.strides[1][d]); };
+  for (int i = 1; i < s.ndim - 1; i++)
+    for (int d = i; d > 0 && step(d - 1) < step(d); d--) {
+      std::swap(s.shape[d - 1], s.shape[d]);
+      for (auto& strides : s.strides) std::swap(strides[d - 1], strides[d]);
+    }
+  return s;
+}
+
+// The rows of the innermost stacks cut into tiles, where results lie further apart than what they are copied from: of all rows at once the lines
+// would leave the caches one by one, from all over y.
+static Strided<2> tiled(Strided<2> s) {
+  constexpr int64_t kMostRows = 256, kFewestRows = 64;
+  const int rows = s.ndim - 2;
+  if (rows < 1 || s.ndim == kMaxDims || s.strides[0][rows] <= s.strides[1][rows]) return s;
+  const int64_t height = min(kMostRows, s.shape[rows] & -s.shape[rows]);
+  if (height < kFewestRows || height == s.shape[rows]) return s;
+  for (int d = s.ndim++; d >= rows; d--) {
+    s.shape[d] = s.shape[d - 1];
+    for (auto& strides : s.strides) strides[d] = strides[d - 1];
+  }
+  s.shape[rows - 1] = s.shape[rows + 1] / height;
+  for (auto& strides : s.strides) strides[rows - 1] = strides[rows + 1] * height;
+  s.shape[rows + 1] = height;
+  return s;
+}
+
+// Whether the runs are short and fill whole lines of a cache, as heads of attention do. Runs that shared a line would be written by two threads
+// at once, and of runs a power of two apart a cache holds too few.
+template <class U>
+static bool short_lines(const Strided<2>& s) {
+  constexpr int64_t kLongest = 1024, kSharesSets = 2048;
+  const int last = s.ndim - 1;
+  if (last == 0 || s.strides[0][last] != 1 || s.strides[1][last] != 1) return false;
+  auto bytes = [](int64_t numbers) { return numbers * int64_t(sizeof(U)); };
+  const int64_t run = bytes(s.shape[last]);
+  return run <= kLongest && run % kCacheLine == 0 && bytes(s.strides[0][last - 1]) % kSharesSets != 0 &&
+         bytes(s.strides[1][last - 1]) % kSharesSets != 0;
+}
+
+template <class U>
+static void copy_short_lines(const CopyArgs& a, const Strided<2>& axes) {
+  const int last = axes.ndim - 1;
+  int64_t numbers = 1, next_stack[2] = {};
+  for (int d = 0; d <= last; d++) numbers *= axes.shape[d];
+  for (int k = 0; k < 2 && last > 1; k++) next_stack[k] = axes.strides[k][last - 2];
+  const bool streamed = is_streamed<U>(numbers);
+  const bool apart = !streamed && axes.strides[0][last - 1] > axes.strides[1][last - 1];
+  // What comes is asked for, of the next stack too: the hardware does not look that far.
+  constexpr int64_t kAhead = 32, kLine = kCacheLine / int64_t(sizeof(U));
+  for_stacks(axes, 1, [&](const int64_t(&at)[2], int64_t rows, const int64_t(&steps)[2], int64_t n) {
+    U* to = (U*)a.y + at[0];
+    const U* from = (const U*)a.x + at[1];
+    for (int64_t r = 0; r < rows; r++, to += steps[0], from += steps[1]) {
+      const bool within = r + kAhead < rows;
+      auto ahead = [&](int k) { return within ? kAhead * steps[k] : (kAhead - rows) * steps[k] + next_stack[k]; };
+      const U *then = from + ahead(1), *then_to = to + ahead(0);
+      for (int64_t i = 0; i < n; i += kLine) {
+        __builtin_prefetch(then + i);
+        if (apart) __builtin_prefetch(then_to + i, 1);
+      }
+      if (streamed) copy_past_caches((char*)to, (const char*)from, n * int64_t(sizeof(U)));
+      else copy_run(to, from, n * int64_t(sizeof(U)));
+    }
+    if (streamed) _mm_sfence();
+  });
+}
+
 // y[i][j] = x[j][i] for a square of 16-byte rows: log2(n) rounds of interleaving the upper half of the rows with the lower.
 template <class U>
 DEEM_INLINE void transpose_square(const U* x, int64_t x_row, U* y, int64_t y_row) {
@@ -135,7 +205,9 @@ static void copy_as(const CopyArgs& a) {
   if (ys[last] == 1 && xs[last] > 1)
     for (int d = last - 1; d >= 0; d--)
       if (xs[d] == 1) return copy_transposed<U>(a, d);
-  copy_runs<U>(a);
+  const Strided<2> axes = longest_outside(a.axes);
+  if (short_lines<U>(axes)) copy_short_lines<U>(a, tiled(axes));
+  else copy_runs<U>(a);
 }
 
 static void copy(const CopyArgs& a) {
