@@ -1,5 +1,5 @@
-// Sums over the middle axis of x[outer, rows, inner], or of its products with `times` in f32 where that is not null, in Acc (float or double). How rows are cut up, and so the order of the
-// sums, depends on the sizes alone, not on the device nor on how x is aligned.
+// Sums over the middle axis of x[outer, rows, inner], or of its products with `times` in f32 where that is not null, in Acc (float or
+// double). How rows are cut up, and so the order of the sums, depends on the sizes alone, not on the device nor on how x is aligned.
 #pragma once
 #include "cuda/reduce.cuh"
 #include "cuda/walk.cuh"

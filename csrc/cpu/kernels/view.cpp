@@ -63,10 +63,14 @@ static void copy_runs(const CopyArgs& a) {
 // The axes with the longest steps first: the runs of an inner one then lie close to each other, in x or in y.
 static Strided<2> longest_outside(Strided<2> s) {
   auto step = [&](int d) { return max(s.strides[0][d], s.strides[1][d]); };
+  auto swap = [](int64_t& a, int64_t& b) {
+    const int64_t c = a;
+    a = b, b = c;
+  };
   for (int i = 1; i < s.ndim - 1; i++)
     for (int d = i; d > 0 && step(d - 1) < step(d); d--) {
-      std::swap(s.shape[d - 1], s.shape[d]);
-      for (auto& strides : s.strides) std::swap(strides[d - 1], strides[d]);
+      swap(s.shape[d - 1], s.shape[d]);
+      for (auto& strides : s.strides) swap(strides[d - 1], strides[d]);
     }
   return s;
 }
