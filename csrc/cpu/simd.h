@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "core/dtype.h"
 #include "core/kernel.h"
@@ -98,34 +99,63 @@ DEEM_INLINE float add_lanes(const F16& v) {
                    __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
-// The first `count` numbers, 0 to kLanes, of a register; the rest are zeros, and their memory is not touched.
+// The first `count` numbers, 0 to kLanes, of a register; the rest are zeros, and their memory is not touched. Numbers of 16 bits are moved by whole
+// words: one after the other they would take longer than all else in a short row.
 template <class T>
 DEEM_INLINE Vec load_part(const T* p, int64_t count) {
 #if DEEM_ISA_INDEX >= 2
-  if constexpr (sizeof(T) == 4) return (Vec)_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
-#elif DEEM_ISA_INDEX == 1
-  if constexpr (sizeof(T) == 4)
+  const __mmask16 there = __mmask16((1u << count) - 1);
+  if constexpr (sizeof(T) == 4) return (Vec)_mm512_maskz_loadu_ps(there, p);
+  const __m256i bits = _mm256_maskz_loadu_epi16(there, p);
+  return load_vec((const T*)&bits);
+#else
+  if (count == kLanes) return load_vec(p);
+  if constexpr (sizeof(T) == 4) {
+#if DEEM_ISA_INDEX == 1
     return (Vec)_mm256_maskload_ps(p, (__m256i)(IntLanes{0, 1, 2, 3, 4, 5, 6, 7} < int32_t(count)));
+#else
+    Vec v{};
+    for (int64_t i = 0; i < count; i++) v[i] = load(p + i);
+    return v;
 #endif
-  Vec v{};
-  for (int64_t i = 0; i < count; i++) v[i] = load(p + i);
-  return v;
+  } else {
+    uint64_t first = 0, rest = 0;
+    if (count & 4) memcpy(&first, p, 8), p += 4;
+    if (count & 2) memcpy(&rest, p, 4), p += 2;
+    if (count & 1) rest |= uint64_t(p->bits) << (count & 2) * 16;
+    const __m128i bits = count & 4 ? _mm_set_epi64x(int64_t(rest), int64_t(first)) : _mm_set_epi64x(0, int64_t(rest));
+    return load_vec((const T*)&bits);
+  }
+#endif
 }
 template <class T>
 DEEM_INLINE void store_part(T* p, Vec v, int64_t count) {
 #if DEEM_ISA_INDEX >= 2
-  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v);
-#elif DEEM_ISA_INDEX == 1
-  if constexpr (sizeof(T) == 4) {  // some machines take long for stores by mask
-    if (count == kLanes) return store_vec(p, v);
+  const __mmask16 there = __mmask16((1u << count) - 1);
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, there, (__m512)v);
+  alignas(kLanes * 2) T all[kLanes];
+  store_vec(all, v);
+  _mm256_mask_storeu_epi16(p, there, *(const __m256i*)all);
+#else
+  if (count == kLanes) return store_vec(p, v);
+  if constexpr (sizeof(T) == 4) {
+#if DEEM_ISA_INDEX == 1  // some machines take long for stores by mask
     __m128 low = _mm256_castps256_ps128((__m256)v);
     if (count & 4) _mm_storeu_ps(p, low), p += 4, low = _mm256_extractf128_ps((__m256)v, 1);
     if (count & 2) _mm_storel_pi((__m64*)p, low), p += 2, low = _mm_movehl_ps(low, low);
     if (count & 1) _mm_store_ss(p, low);
-    return;
+#else
+    for (int64_t i = 0; i < count; i++) store(p + i, v[i]);
+#endif
+  } else {
+    alignas(16) T all[kLanes];
+    store_vec(all, v);
+    const T* from = all;
+    if (count & 4) memcpy(p, from, 8), p += 4, from += 4;
+    if (count & 2) memcpy(p, from, 4), p += 2, from += 2;
+    if (count & 1) *p = *from;
   }
 #endif
-  for (int64_t i = 0; i < count; i++) store(p + i, v[i]);
 }
 
 template <class T>

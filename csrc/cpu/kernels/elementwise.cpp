@@ -117,10 +117,6 @@ DEEM_BINARY_TABLE(ROW)
 
 // Numbers of 16 bits are widened some at a time, and rounded as a whole afterwards.
 constexpr int64_t kWidened = 1024;
-template <class From, class To>
-DEEM_INLINE void convert_row(const From* from, int64_t n, To* to) {
-  for_row(n, [&](int64_t i, int, auto part) DEEM_ALWAYS { put(to + i, get(from + i, part), part); });
-}
 
 template <class Row>
 DEEM_INLINE void values(const float* x, float* y, int64_t n, float s, float t) {

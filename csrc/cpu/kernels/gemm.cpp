@@ -21,9 +21,7 @@ constexpr int64_t kShared = 1 << 23;  // of the operand that is packed whole, at
 
 template <class T>
 static void round_rows(const float* from, int64_t rows, int64_t cols, int64_t from_stride, void* to, int64_t stride) {
-  for (int64_t r = 0; r < rows; r++)
-    for_row(cols, [&](int64_t i, int, auto part)
-                      DEEM_ALWAYS { put((T*)to + r * stride + i, get(from + r * from_stride + i, part), part); });
+  for (int64_t r = 0; r < rows; r++) convert_row(from + r * from_stride, cols, (T*)to + r * stride);
 }
 
 // How the numbers of an operand lie, as far as memory can be asked for ahead. A number, which may be a pair, is `size` bytes of a line, or
@@ -267,7 +265,7 @@ static void packed_gemm(const PackedGemmArgs& g) {
   const size_t bytes = scratch_size(size_t(bias + teams * (sums + need)) * sizeof(float));
   float* room = (float*)allocate(bytes);
   if (g.bias) {
-    dispatch_float(g.dtype, "matmul", [&]<class T>(T) { widen((const T*)g.bias, g.n, room); });
+    dispatch_float(g.dtype, "matmul", [&]<class T>(T) { convert_row((const T*)g.bias, g.n, room); });
     for (int64_t i = g.n; i < bias; i++) room[i] = 0.0f;
     p.bias = room;
   }

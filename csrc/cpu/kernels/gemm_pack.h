@@ -4,7 +4,7 @@
 #pragma once
 #include "cpu/gemm.h"
 #include "cpu/kernels/gemm_tile.h"
-#include "cpu/simd.h"
+#include "cpu/row.h"
 
 #ifdef DEEM_ISA
 namespace deem::DEEM_ISA {
@@ -70,13 +70,6 @@ DEEM_INLINE void interleave(const T* const (&line)[W], int64_t length, float* to
     for (int i = 0; i < W; i++) to[p * W + i] = line[i] ? load(line[i] + p) : 0.0f;
 }
 
-// `length` numbers of a row.
-template <class T>
-DEEM_INLINE void widen(const T* row, int64_t length, float* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= length; i += kLanes) store_vec(to + i, load_vec(row + i));
-  if (i < length) store_part(to + i, load_part(row + i, length - i), length - i);
-}
 DEEM_INLINE void clear(float* to, int64_t length) {
   int64_t i = 0;
   for (; i + kLanes <= length; i += kLanes) store_vec(to + i, Vec{});
@@ -229,8 +222,8 @@ static void pack_rows(const PackSource& s, int64_t height, int64_t first, int64_
       for (int64_t p = from; p < end; p++) {
         const T* row = row_of<T, kTaps>(s, first, begin + p) + panel;
         // Where there are more lines, also those beyond the panel's own, which nobody reads.
-        if (panel + W <= lines) widen(row, W, at + p * W);
-        else widen(row, count, at + p * W), clear(at + p * W + count, W - count);
+        if (panel + W <= lines) convert_row(row, W, at + p * W);
+        else convert_row(row, count, at + p * W), clear(at + p * W + count, W - count);
       }
     }
   }
@@ -290,13 +283,13 @@ static void pack_patches(const PackSource& s, int64_t height, int64_t first, int
           // Pixels whose numbers are all inside, or one that has zeros.
           const int64_t whole = x < 0 || x + part > width ? 0 : min(run - q, (width - part - x) / step + 1);
           if (part == W)
-            for (int64_t r = 0; r < whole; r++) widen(from + r * step, W, pixel + r * W);
+            for (int64_t r = 0; r < whole; r++) convert_row(from + r * step, W, pixel + r * W);
           else
-            for (int64_t r = 0; r < whole; r++) widen(from + r * step, part, pixel + r * W);
+            for (int64_t r = 0; r < whole; r++) convert_row(from + r * step, part, pixel + r * W);
           if (whole == 0) {
             const int64_t begins = min(part, max<int64_t>(0, -x)), ends = max(begins, min(part, width - x));
             clear(pixel, begins);
-            widen(from + begins, ends - begins, pixel + begins);
+            convert_row(from + begins, ends - begins, pixel + begins);
             clear(pixel + ends, part - ends);
           }
           const int64_t done = max<int64_t>(whole, 1);

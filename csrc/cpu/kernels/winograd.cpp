@@ -103,7 +103,7 @@ static void transform_weights(const Plan<W>& p, int64_t j, int64_t c, float* u) 
       const T* w = (const T*)p.a.weight + c * kPer * 9 * s.out + first;
       for (int64_t i = 0; i < kChannels; i++)
         for (int t = 0; t < 9; t++, w += s.out) {
-          taps[8 - t][i] = count == kLanes ? load_vec(w) : load_part(w, count);
+          taps[8 - t][i] = load_part(w, count);
           if (v == 0) __builtin_prefetch(w + kChannels * 9 * s.out, 0, 2);
         }
     } else {
@@ -277,7 +277,7 @@ static void convolve(const WinogradArgs& a) {
   p.u = p.v = p.bias + padded;
   p.sums = in_y ? (float*)a.y : p.u + shared + threads * own;
   clear(p.bias, padded);
-  if (a.bias) widen((const T*)a.bias, a.s.out, p.bias);
+  if (a.bias) convert_row((const T*)a.bias, a.s.out, p.bias);
   (p.few ? convolve_few<W, T, S> : convolve_slices<W, T, S>)(p, p.u + shared, own, threads);
   release(p.bias, bytes);
 }
