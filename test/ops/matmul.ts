@@ -178,7 +178,8 @@ function wholeNumbers(m: number, k: number, n: number): { a: Float32Array; b: Fl
   return { a, b, c }
 }
 
-// Runs of k, blocks, chunks, the last tile's edges, and (the last two) k in parts, where the shared operand would be too large.
+// Runs of k, blocks, chunks, the last tile's edges, and (the last three) k in parts, where the shared operand would be too large; of bf16 in pairs the
+// last.
 for (const [m, k, n] of [
   [29, 1100, 161],
   [900, 530, 40],
@@ -186,6 +187,7 @@ for (const [m, k, n] of [
   [300, 1030, 1300],
   [9, 600000, 20],
   [40, 220000, 30],
+  [256, 66000, 256],
 ] as const)
   test(`matmul: ${m} x ${k} by ${k} x ${n} is exact where sums are, however it lies, in every dtype`, (t) => {
     const { a, b, c } = wholeNumbers(m, k, n)
