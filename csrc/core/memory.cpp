@@ -1,5 +1,6 @@
 #include "core/memory.h"
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -115,6 +116,9 @@ void empty_cache() {
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
   p.drop_cached();
+#ifdef __GLIBC__
+  malloc_trim(0);  // its own cache keeps blocks of less than some megabytes
+#endif
 }
 
 }  // namespace deem
