@@ -62,10 +62,14 @@ export class Answer implements Disposable {
 
   async *chunks(): AsyncGenerator<Uint8Array> {
     const reader = this.#response.body?.getReader()
-    for (;;) {
-      const part = await this.#watch.over(this.#asked, async () => reader?.read())
-      if (!part || part.done) return
-      yield part.value
+    try {
+      for (;;) {
+        const part = await this.#watch.over(this.#asked, async () => reader?.read())
+        if (!part || part.done) return
+        yield part.value
+      }
+    } finally {
+      reader?.cancel().catch(() => undefined) // whatever ended it has been thrown
     }
   }
 
@@ -83,7 +87,13 @@ export class Answer implements Disposable {
 
   [Symbol.dispose](): void {
     this.#watch.end()
+    unread(this.#response)
   }
+}
+
+/** Closes the connection of an answer whose body nobody reads. */
+function unread({ body }: Response): void {
+  if (body && !body.locked) body.cancel().catch(() => undefined) // broken already
 }
 
 /** Ends a request that was silent for too long. */
@@ -91,11 +101,17 @@ class Watch {
   readonly #stop = new AbortController()
   #timer: NodeJS.Timeout | undefined
 
-  /** Waits for one thing of the network. */
+  /** Waits for one thing of the network. What ends it is listened to here: fetch has been seen to leave its promise pending after an abort. */
   async over<T>({ what, signal }: Asking, wait: () => Promise<T>): Promise<T> {
+    signal?.throwIfAborted()
+    const over = new AbortController()
+    const ended = new Promise<never>((_, fail) => {
+      for (const s of [signal, this.#stop.signal])
+        s?.addEventListener('abort', () => fail(s.reason), { signal: over.signal })
+    })
     this.#timer = setTimeout(() => this.#stop.abort(new Error(`silent for ${patience / 1000} s`)), patience)
     try {
-      return await wait()
+      return await Promise.race([wait(), ended])
     } catch (error) {
       signal?.throwIfAborted()
       const cause = error instanceof Error && error.cause instanceof Error ? error.cause : error
@@ -105,6 +121,7 @@ class Watch {
       throw new PassingError(`${what}: the connection failed: ${says}`, { unreachable, cause: error })
     } finally {
       clearTimeout(this.#timer)
+      over.abort()
     }
   }
 
@@ -128,7 +145,10 @@ export async function ask(url: string, asked: Asking, accepted: readonly number[
   const watch = new Watch()
   try {
     const response = await watch.over(asked, () => fetch(url, { headers, signal: watch.signal(signal) }))
-    if (!response.ok && !accepted.includes(response.status)) throw refusal(response, what)
+    if (!response.ok && !accepted.includes(response.status)) {
+      unread(response)
+      throw refusal(response, what)
+    }
     return new Answer(response, asked, watch)
   } catch (error) {
     watch.end()

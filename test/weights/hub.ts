@@ -510,6 +510,32 @@ test.serial('an abort stops within 100 ms, wherever it comes; the next call goes
   t.is((await failure(loadDeem('org/tiny-deem', { ...o, signal: stop }))).message.includes('before'), true)
 })
 
+test.serial('an abort also ends what fetch leaves pending', async (t) => {
+  const fetched = globalThis.fetch
+  for (const pending of [
+    () => new Promise<Response>(() => undefined),
+    async () => new Response(new ReadableStream({ pull: () => new Promise(() => undefined) })),
+  ]) {
+    const called = new Promise<void>((done) => {
+      globalThis.fetch = () => {
+        done()
+        return pending()
+      }
+    })
+    try {
+      const stop = new AbortController()
+      const reason = new Error('enough')
+      const running = loadDeem('org/tiny-deem', { ...fresh(), signal: stop.signal }).catch((e: unknown) => e)
+      await called
+      await new Promise((done) => setTimeout(done, 50))
+      stop.abort(reason)
+      t.is(await running, reason)
+    } finally {
+      globalThis.fetch = fetched
+    }
+  }
+})
+
 test.serial('what onProgress throws ends the call', async (t) => {
   const reason = new Error('no more')
   let told = 0
