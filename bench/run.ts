@@ -193,7 +193,7 @@ async function runCase(c: Case, precision: Precision, peers: Running[], options:
         )
       const { timings, ratios } = await measure(sides, options.repeats)
       const beside = ratios.find(({ name }) => name === 'peak')?.ratio.median
-      peak?.[Symbol.dispose]()
+      peak?.[Symbol.dispose]() // its arrays are no part of the memory of a step
       emptyCache() // of what drawing weights and comparing results took
       resetPeakMemory()
       const resets = resetResidentPeak()

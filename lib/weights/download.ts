@@ -101,7 +101,7 @@ class Watch {
   readonly #stop = new AbortController()
   #timer: NodeJS.Timeout | undefined
 
-  /** Waits for one thing of the network. What ends it is listened to here: fetch has been seen to leave its promise pending after an abort. */
+  /** Waits for one thing of the network. What ends it is listened to here, so that an abort does not depend on fetch settling its promise. */
   async over<T>({ what, signal }: Asking, wait: () => Promise<T>): Promise<T> {
     signal?.throwIfAborted()
     const over = new AbortController()
