@@ -208,14 +208,18 @@ test.serial('what is left in the middle, or aborted, leaves nothing behind', asy
   const before = memory().current
   const reason = new Error('stopped by the test')
   const long = { maxTokens: 100, minLength: 120 }
-  const begin = performance.now()
-  await p.generateText(prompt, long)
-  const whole = performance.now() - begin // of which aborted texts get less than half, however fast the machine is
+  // The quickest of three, of which aborted texts get a fifth at most, however fast the machine is and becomes.
+  let whole = Number.POSITIVE_INFINITY
+  for (let i = 0; i < 3; i++) {
+    const begin = performance.now()
+    await p.generateText(prompt, long)
+    whole = Math.min(whole, performance.now() - begin)
+  }
   for (let i = 0; i < 5; i++) {
     for await (const _ of p.streamText(prompt, { maxTokens: 50, minLength: 60 })) break
     const stop = new AbortController()
     const text = p.generateText(prompt, { ...long, signal: stop.signal })
-    setTimeout(() => stop.abort(reason), (whole * i) / 10)
+    setTimeout(() => stop.abort(reason), (whole * i) / 20)
     await t.throwsAsync(text, { is: reason })
     const paint = new AbortController()
     const picture = p.generateImage(prompt, { steps: 500, signal: paint.signal })
