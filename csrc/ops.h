@@ -59,6 +59,9 @@ Activation activation_from_name(const std::string& name);  // throws ConfigError
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool transpose_b = false);
 // x [..., I], weight [O, I], bias [O] -> act(x weight^T + bias) [..., O]
 Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias = {}, Activation act = Activation::none);
+// Keeps a linear weight [O, I] of the CPU a second time, in the order in which products of many rows read it, until its values are written.
+// Whether it is kept: only where that is faster on this machine.
+bool prepack(const Tensor& weight);
 
 // ---- quantized_linear.cpp: a weight of 8 or 4 bits a number, in groups of 32, 64 or 128 along its columns --------------
 // weight [O, I] -> u8 [O, row bytes]: codes, f16 scales, and f16 offsets unless symmetric. Throws ValueError for what is not finite.

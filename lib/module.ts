@@ -109,6 +109,24 @@ export class Module implements Disposable {
       false,
     )
   }
+  /**
+   * Keeps matching weights of linear layers a second time, in the order in which products of many rows read them, where this machine is
+   * faster that way: bf16 on a CPU with AVX512_BF16. Twice the memory for these weights; products of 64 rows take up to a third less
+   * time, of some hundred rows a tenth. A weight whose values are written, by `assign`, `load` or an optimizer, is no longer kept so.
+   * Results may differ in the last bits. Returns how many are kept: 0 where nothing is gained.
+   */
+  prepack(match: NameMatch = '', call: CallOptions = {}): Promise<number> {
+    return run(() => this.handle.prepack(this.linearWeights(match), true), call)
+  }
+  /** Gives back the memory that {@link prepack} took for matching weights. */
+  async dropPrepacked(match: NameMatch = ''): Promise<void> {
+    await run(() => this.handle.prepack(this.linearWeights(match), false), {})
+  }
+  private linearWeights(match: NameMatch): string[] {
+    return this.parameters()
+      .filter((p) => p.linear && matches(p.name, match))
+      .map((p) => p.name)
+  }
   /** The live tensor of a parameter; convolution weights are `[O, KH, KW, I]`. */
   parameter(name: string): Tensor {
     return new Tensor(this.handle.parameter(name))

@@ -72,6 +72,10 @@ export interface ParameterInfo {
   buffer: boolean
   /** Of bf16 and f16: whether f32 values stand behind it, see {@link Module.keepMasters}. */
   master: boolean
+  /** The weight of a linear layer. */
+  linear: boolean
+  /** Whether it is kept a second time, see {@link Module.prepack}. */
+  prepacked: boolean
   /** Of the codes of a weight in few bits: the weight they stand for, which takes floats when it is assigned. */
   quantized?: { name: string; shape: number[] }
 }
@@ -88,6 +92,7 @@ export interface NativeModel {
   aliases(): Record<string, string>
   setTrainable(names: string[], on: boolean): void
   keepMasters(names: string[], on: boolean): void
+  prepack(names: string[], on: boolean): NativeTask<number>
   parameter(name: string): NativeTensor
   gradient(name: string): NativeTensor | null
   read(name: string): NativeTensor

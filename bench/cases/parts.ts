@@ -116,6 +116,8 @@ interface Part {
   trains: boolean
   passes: readonly Pass[]
   checkpointing?: boolean
+  /** Whether there is a forward pass with weights kept in the order that products read, too. */
+  prepacks?: boolean
 }
 
 function partCases({
@@ -129,12 +131,19 @@ function partCases({
   trains,
   passes,
   checkpointing,
+  prepacks,
 }: Part): Case[] {
-  const make = (pass: Pass, checkpoint: boolean): Case => ({
-    name: `${name}/${pass}${checkpoint ? '-checkpointed' : ''}`,
+  const make = (pass: Pass, how?: 'checkpointed' | 'prepacked'): Case => ({
+    name: how ? `${name}/${pass}-${how}` : `${name}/${pass}`,
     group: 'part',
     program,
-    settings: { ...settings, config: config as Json, trains, checkpoint },
+    settings: {
+      ...settings,
+      config: config as Json,
+      trains,
+      checkpoint: how === 'checkpointed',
+      prepack: how === 'prepacked',
+    },
     inputs,
     pass,
     precisions: ['f32', 'bf16'] satisfies Precision[],
@@ -144,7 +153,11 @@ function partCases({
       bytes: count.weights * perElement * (pass === 'forward' ? 1 : trains ? 3 : 2),
     }),
   })
-  return [...passes.map((pass) => make(pass, false)), ...(checkpointing ? [make('backward', true)] : [])]
+  return [
+    ...passes.map((pass) => make(pass)),
+    ...(checkpointing ? [make('backward', 'checkpointed')] : []),
+    ...(prepacks ? [make('forward', 'prepacked')] : []),
+  ]
 }
 
 const both: readonly Pass[] = ['forward', 'backward']
@@ -179,6 +192,7 @@ export const parts: Case[] = [
     trains: true,
     passes: both,
     checkpointing: true,
+    prepacks: true,
   },
   {
     name: 'resampler/257',
@@ -188,6 +202,7 @@ export const parts: Case[] = [
     count: countPerceiver(resampler, 257),
     trains: true,
     passes: both,
+    prepacks: true,
   },
   llama(512, 2),
   llama(2048, 4),

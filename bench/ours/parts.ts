@@ -86,6 +86,8 @@ export async function partSubject(c: Case, precision: Precision): Promise<Subjec
   const { key, module } = await moduleOf(c, precision)
   const trains = c.pass === 'backward' && s['trains'] === true
   module.setTrainable(/./, trains)
+  if (s['prepack']) await module.prepack()
+  else await module.dropPrepacked()
   const x = drawInputs(c, precision)
   const names = program.outputs(s)
   const options = s['checkpoint'] ? { checkpoint: true } : {}

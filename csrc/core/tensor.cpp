@@ -150,6 +150,7 @@ void Tensor::overwrite(const Tensor& from) const {
                     "contiguous tensors, the new one no larger, but got ", from.shape(), " for ", shape());
   check<DTypeError>(from.dtype() == dtype(), "overwrite() needs ", dtype(), " but got ", from.dtype());
   if (from.nbytes() == 0) return;
+  drop_packed();
   const DeviceApi& api = device_api(device() == Device::cpu ? from.device() : device());
   auto* move = from.device() == device() ? api.copy : device() == Device::cpu ? api.download : api.upload;
   move(raw(), from.raw(), from.nbytes());

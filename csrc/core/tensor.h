@@ -50,6 +50,8 @@ struct TensorImpl {
   std::shared_ptr<TensorImpl> master;
   // Set for a weight in few bits: shape and dtype are those of the weight it stands for, and there are no elements.
   std::shared_ptr<const QuantizedWeight> quantized;
+  // The values once more in the order that products read, see prepack() of ops.h. Whoever writes the values drops it.
+  std::shared_ptr<TensorImpl> packed;
 };
 
 class Tensor {
@@ -113,6 +115,7 @@ class Tensor {
   void drop_master() const { p_->master.reset(); }
   // After somebody wrote the values: the master becomes what they say wherever it no longer rounds to them.
   void sync_master() const;
+  void drop_packed() const { p_->packed.reset(); }
 
  private:
   std::shared_ptr<TensorImpl> p_;

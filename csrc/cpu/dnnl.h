@@ -22,8 +22,11 @@ struct Gemm {
   const void* bias;  // [cols] or null
   void* c;
   DType dtype, c_dtype;
+  bool panels = false;  // b.data holds its columns in panels (cpu/panels.h), for the only item
 };
 void gemm(const Gemm& g);
+// Whether a product reads b from panels as fast as oneDNN multiplies.
+bool takes_panels(const Gemm& g);
 
 // Convolutions over [N, H, W, C] with weights [O, KH, KW, I / groups].
 struct ConvShape {

@@ -73,13 +73,14 @@ Tensor ParameterStore::add(const std::string& name, const Shape& shape, const In
     Tensor stand_in = Tensor::from_quantized(std::make_shared<QuantizedWeight>(codes, format), shape, dtype());
     std::string stored = name + "." + format.suffix();
     index_[stored] = list_.size();
-    list_.push_back({stored, codes, false, false, true, stand_in, undrawn});
+    list_.push_back({stored, codes, false, false, true, false, stand_in, undrawn});
     return stand_in;
   }
   t = t ? cast(t, dtype()).to(build_.device) : Tensor::empty(shape, dtype(), build_.device);
   if (role != Role::buffer) t.set_requires_grad(true);
   index_[name] = list_.size();
-  list_.push_back({name, t, role == Role::conv, role == Role::norm, role == Role::buffer, {}, undrawn});
+  list_.push_back(
+      {name, t, role == Role::conv, role == Role::norm, role == Role::buffer, role == Role::linear, {}, undrawn});
   return t;
 }
 

@@ -46,6 +46,7 @@ struct Parameter {
   bool conv = false;
   bool norm = false;    // sits directly in a LayerNorm: never decayed
   bool buffer = false;  // saved, never trained
+  bool linear = false;  // the weight of a linear layer
   // Of a linear weight in few bits: the weight it stands for, which has no numbers of its own. The value holds its codes.
   Tensor quantized = {};
   std::optional<Init> undrawn = {};  // the value is not written yet: draw() or a weight gives it one

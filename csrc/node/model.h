@@ -16,6 +16,7 @@ class JsModel : public Napi::ObjectWrap<JsModel> {
   Napi::Value aliases(const Napi::CallbackInfo& info);
   Napi::Value set_trainable(const Napi::CallbackInfo& info);
   Napi::Value keep_masters(const Napi::CallbackInfo& info);
+  Napi::Value prepack(const Napi::CallbackInfo& info);
   Napi::Value parameter(const Napi::CallbackInfo& info);
   Napi::Value gradient(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);

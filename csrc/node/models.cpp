@@ -107,6 +107,8 @@ Napi::Value JsModel::parameters(const Napi::CallbackInfo& info) {
       o.Set("norm", p.norm);
       o.Set("buffer", p.buffer);
       o.Set("master", bool(p.value.master()));
+      o.Set("linear", p.linear);
+      o.Set("prepacked", p.value.impl()->packed != nullptr);
       if (p.quantized) {
         auto q = Napi::Object::New(info.Env());
         auto whole = Napi::Array::New(info.Env());
@@ -201,6 +203,28 @@ Napi::Value JsModel::keep_masters(const Napi::CallbackInfo& info) {
       }
     });
     return info.Env().Undefined();
+  });
+}
+
+// prepack(names, on) -> task of how many are kept: a second time in the order that products read, or no longer.
+Napi::Value JsModel::prepack(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    auto m = model("prepack");
+    auto names = From<std::vector<std::string>>::js(info[0], "prepack");
+    bool on = From<bool>::js(info[1], "prepack");
+    auto count = std::make_shared<int64_t>(0);
+    return start_task(
+        info.Env(),
+        [=] {
+          for (const std::string& name : names) {
+            Parameter& p = m->params.at(name);
+            check<ValueError>(p.linear, "'", name, "' is not the weight of a linear layer");
+            if (!on) p.value.drop_packed();
+            else if (deem::prepack(p.value)) ++*count;
+            poll_cancel();
+          }
+        },
+        [count](Napi::Env env) -> Napi::Value { return Napi::Number::New(env, double(*count)); });
   });
 }
 
@@ -347,7 +371,7 @@ void init_models(Napi::Env env, Napi::Object exports) {
        JsModel::InstanceMethod<&JsModel::aliases>("aliases"),
        JsModel::InstanceMethod<&JsModel::set_trainable>("setTrainable"),
        JsModel::InstanceMethod<&JsModel::keep_masters>("keepMasters"),
-       JsModel::InstanceMethod<&JsModel::parameter>("parameter"),
+       JsModel::InstanceMethod<&JsModel::prepack>("prepack"), JsModel::InstanceMethod<&JsModel::parameter>("parameter"),
        JsModel::InstanceMethod<&JsModel::gradient>("gradient"), JsModel::InstanceMethod<&JsModel::read>("read"),
        JsModel::InstanceMethod<&JsModel::view>("view"), JsModel::InstanceMethod<&JsModel::assign>("assign"),
        JsModel::InstanceMethod<&JsModel::zero_grad>("zeroGrad"),

@@ -12,6 +12,7 @@
 namespace deem {
 
 constinit Kernel<GemmArgs> gemm_kernel{"gemm"};
+constinit Kernel<PrepackArgs> prepack_kernel{"prepack"};
 constinit Kernel<FewRowsArgs> few_rows_kernel{"few_rows"};
 constinit Kernel<ColumnSumArgs> column_sum_kernel{"column_sum"};
 
@@ -76,14 +77,27 @@ static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const Ma
                                  .y_dtype = c.dtype()});
     return;
   }
-  gemm_kernel(c.device(), {.batch = batch,
-                           .a = operand(a, ta ? k : m, ta ? m : k, ta, false),
-                           .b = operand(b, tb ? n : k, tb ? k : n, tb, false),
-                           .bias = bias ? bias->raw() : nullptr,
-                           .c = c.raw(),
-                           .c_row_stride = n,
-                           .dtype = a.dtype(),
-                           .c_dtype = c.dtype()});
+  gemm_kernel(c.device(),
+              {.batch = batch,
+               .a = operand(a, ta ? k : m, ta ? m : k, ta, false),
+               .b = operand(b, tb ? n : k, tb ? k : n, tb, false),
+               .bias = bias ? bias->raw() : nullptr,
+               .c = c.raw(),
+               .c_row_stride = n,
+               .dtype = a.dtype(),
+               .c_dtype = c.dtype(),
+               .packed_b = batch == 1 && tb && b.impl()->packed ? Tensor(b.impl()->packed).raw() : nullptr});
+}
+
+bool prepack(const Tensor& weight) {
+  if (weight.impl()->quantized || weight.device() != Device::cpu) return false;
+  check<ShapeError>(weight.ndim() == 2 && weight.is_contiguous(),
+                    "[prepack] the weight must be contiguous [out, in] but has shape ", weight.shape());
+  if (weight.impl()->packed) return true;
+  Tensor packed;
+  if (weight.numel() > 0) prepack_kernel(Device::cpu, {weight.detach(), packed});
+  weight.impl()->packed = packed.impl_ptr();
+  return bool(packed);
 }
 
 // dx = dy W, dW = dy^T x, db = column sums of dy.

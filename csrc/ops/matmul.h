@@ -15,8 +15,16 @@ struct GemmArgs {
   void* c;               // [batch, rows, cols]
   int64_t c_row_stride;  // elements; cols or more
   DType dtype, c_dtype;
+  const void* packed_b = nullptr;  // b as prepack_kernel left it, for the only item; or null
 };
 extern Kernel<GemmArgs> gemm_kernel;
+
+// packed: the weight [n, k] in the order that products of many rows read, where that is faster than as it lies; else left undefined.
+struct PrepackArgs {
+  const Tensor& weight;  // contiguous
+  Tensor& packed;
+};
+extern Kernel<PrepackArgs> prepack_kernel;
 
 // y[m, n] = sum over k of x[m, k] weight[n, k] + bias[n], for the few rows of a decoding step: every weight is read once.
 struct FewRowsArgs {

@@ -89,6 +89,7 @@ double AdamW::step(double lr_factor, double grad_scale) {
                        name_of(p.device()), " but '", items_[0].name, "' on ", name_of(items_[0].parameter.device()));
     held.push_back(master(p));
     held.push_back(contiguous(g));
+    p.drop_packed();
     const State& s = states_[i];
     const Tensor& w = held[held.size() - 2];
     double t = double(s.step + 1), lr = items_[i].lr * lr_factor;

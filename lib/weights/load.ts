@@ -23,6 +23,8 @@ export interface LoadDeemOptions extends CreateOptions, SourceOptions {
   quantize?: QuantizeOption
   /** Weights of a bf16 or f16 model that keep what the files hold in f32 as well, for training: see {@link Module.keepMasters}. */
   masters?: NameMatch
+  /** Weights that are kept a second time for faster products where this machine has those: see {@link Module.prepack}. */
+  prepack?: NameMatch
 }
 
 export interface LoadedDeem {
@@ -61,7 +63,7 @@ const pieceKinds = { llama: 'llama', stableDiffusion: 'stable-diffusion', openCl
  * what came of a file before is gone on with the next time.
  */
 export async function loadDeem(source: string | DeemPieces, options: LoadDeemOptions = {}): Promise<LoadedDeem> {
-  const { strict = true, signal, onProgress, variant, hub, quantize, masters, ...create } = options
+  const { strict = true, signal, onProgress, variant, hub, quantize, masters, prepack, ...create } = options
   const call: CallOptions = signal ? { signal } : {}
   signal?.throwIfAborted()
   const place = await placeOf(source, { variant, hub, ...call })
@@ -89,6 +91,7 @@ export async function loadDeem(source: string | DeemPieces, options: LoadDeemOpt
   if (masters !== undefined) model.keepMasters(masters)
   if (starts) model.assign(negativePrompt, start)
   await assignPlan(model, plan, { ...call, ...(onProgress && { onProgress }) })
+  if (prepack !== undefined) await model.prepack(prepack, call)
   scope.release(model)
   return { model, config, ...(tokenizer && { tokenizer }), ...(!strict && { report: plan.report }) }
 }

@@ -43,6 +43,8 @@ opTest('linear', [
   ...[1, 3, 17, 63].map((out) => linearCase([5, 7], out, { narrow })),
   linearCase([64, 32], 48, { probes: 10 }),
   linearCase([65, 33], 31, { probes: 10, narrow }),
+  // Many rows, and columns and depths that fill no panel.
+  linearCase([1030, 70], 90, { probes: 4, narrow }),
   linearCase([7], 3),
   linearCase([2, 3, 17], 4, { bias: false, narrow }),
   linearCase([2, 1, 3, 5], 6),
