@@ -1,11 +1,11 @@
 // A thread takes a band of rows of results, of a register of channels. The rows of the picture under the taps wait in a ring, as floats that
 // follow each other, with zeros beside the picture: sums need not ask where they are, and pixels, which lie apart by powers of two, share
 // no sets of the cache. Strips of neighbouring results are summed in registers; where the stride is 1, an input is loaded once for all of a strip.
+// bf16 may wait in pairs instead (depthwise_pairs.h).
 #include "cpu/depthwise.h"
 
 #include "core/memory.h"
-#include "cpu/kernels/gemm_pack.h"
-#include "cpu/row.h"
+#include "cpu/kernels/depthwise_pairs.h"
 
 namespace deem::DEEM_ISA {
 
@@ -21,22 +21,31 @@ struct Plan {
   int64_t groups, bands, tasks;  // of channels, and of rows
 };
 
+// The numbers of a row of taps that loops are unrolled for, or 0.
+DEEM_INLINE int64_t unrolled(const ConvSizes& s) {
+  return s.stride == 1 && (s.kw == 3 || s.kw == 5 || s.kw == 7) ? s.kw : 0;
+}
+
+template <class T>
 static Plan plan_of(const DepthwiseArgs& a, int64_t threads) {
   constexpr int64_t kTasks = 8;  // of a thread
   const ConvSizes& s = a.s;
   const int64_t columns = min(kColumns, ceil_div(s.ow, kStrip) * kStrip);
   const int64_t groups = ceil_div(s.in, kGroup * kLanes), wanted = ceil_div(kTasks * threads, groups * s.n);
   const int64_t bands = max<int64_t>(1, min(wanted, s.oh / kFewestRows));
-  return {a,      s.kh * s.kw, min(s.kh, s.h),      ((columns - 1) * s.stride + s.kw) * kLanes,
-          groups, bands,       groups * bands * s.n};
+  const int64_t pixels = (columns - 1) * s.stride + s.kw + (kPairs<T> && unrolled(s) > 0 ? 1 : 0);
+  return {a, s.kh * s.kw, min(s.kh, s.h), pixels * kLanes, groups, bands, groups * bands * s.n};
 }
 
 // ---- what lies in a thread's own memory --------------------------------------------------------------------------------
 
 // The taps of `count` channels from c on, [KH * KW, kLanes], turned over by squares. The last square overlaps the one before.
-template <class T>
+template <int KW, class T>
 static void pack_taps(const Plan& p, int64_t c, int64_t count, float* to) {
   const T* from = (const T*)p.a.weight + c * p.taps;
+#if DEEM_ISA_INDEX >= 3
+  if constexpr (kPairs<T> && KW > 0) return pack_tap_pairs(from, p.taps, p.a.back, count, to);
+#endif
   const int64_t side = min(kLanes, p.taps);
   for (int64_t done = 0; done < p.taps; done += side) {
     const int64_t first = min(done, p.taps - side);
@@ -54,9 +63,12 @@ static void pack_taps(const Plan& p, int64_t c, int64_t count, float* to) {
 }
 
 // Pixels first..first + count of a row of the picture, which is `width` pixels `step` numbers apart.
-template <class T, class Part>
+template <int KW, class T, class Part>
 DEEM_INLINE void pack_row(const T* row, int64_t width, int64_t step, int64_t first, int64_t count, Part part,
                           float* to) {
+#if DEEM_ISA_INDEX >= 3
+  if constexpr (kPairs<T> && KW > 0) return pack_row_of_pairs(row, width, step, first, count, part, to);
+#endif
   const int64_t left = min(count, max<int64_t>(0, -first)), right = max(left, min(count, width - first));
   clear(to, left * kLanes);
   for (int64_t i = left; i < right; i++) store_vec(to + i * kLanes, get(row + (first + i) * step, part));
@@ -108,10 +120,15 @@ DEEM_INLINE void sum_strip(const Band<T>& r, int64_t oy, int64_t at, int64_t cou
 #pragma GCC unroll 16
   for (int j = 0; j < J; j++) sum[j] = r.bias;
   int64_t slot = (top + begin) % r.slots;
-  for (int64_t kh = begin; kh < end; kh++) {
-    add_row<J, KW>(sum, r.ring + slot * r.line + at * s.stride * kLanes, r.taps + kh * s.kw * kLanes, s.kw, s.stride);
-    if (++slot == r.slots) slot = 0;
-  }
+#if DEEM_ISA_INDEX >= 3
+  if constexpr (kPairs<T> && KW > 0)
+    add_pairs<J, KW>(sum, r.ring + at * kLanes, r.slots, r.line, slot, r.taps, begin, end);
+  else
+#endif
+    for (int64_t kh = begin; kh < end; kh++) {
+      add_row<J, KW>(sum, r.ring + slot * r.line + at * s.stride * kLanes, r.taps + kh * s.kw * kLanes, s.kw, s.stride);
+      if (++slot == r.slots) slot = 0;
+    }
   T* y = r.y + (oy * s.ow + r.column + at) * s.out;
 #pragma GCC unroll 16
   for (int j = 0; j < J; j++)
@@ -139,8 +156,8 @@ static void convolve_band(const Plan& p, int64_t image, int64_t c, int64_t begin
     for (int64_t oy = begin; oy < end; oy++) {
       const int64_t top = oy * s.stride - s.pad_top;
       for (next = max(next, top); next < min(s.h, top + s.kh); next++)
-        pack_row(x + next * s.w * s.in, s.w, s.in, r.column * s.stride - s.pad_left, p.line / kLanes, part,
-                 ring + next % p.slots * p.line);
+        pack_row<KW>(x + next * s.w * s.in, s.w, s.in, r.column * s.stride - s.pad_left, p.line / kLanes, part,
+                     ring + next % p.slots * p.line);
       sum_row<KW>(r, oy, part);
     }
   }
@@ -157,7 +174,7 @@ static void convolve_task(const Plan& p, int64_t i, float* own, int64_t& held) {
     const int64_t c = (group * kGroup + v) * kLanes, count = min(kLanes, s.in - c);
     if (count <= 0) break;
     float* taps = own + v * p.taps * kLanes;
-    if (held != group) pack_taps<T>(p, c, count, taps);
+    if (held != group) pack_taps<KW, T>(p, c, count, taps);
     if (count == kLanes) convolve_band<KW, T>(p, image, c, begin, end, Whole{}, taps, ring);
     else convolve_band<KW, T>(p, image, c, begin, end, Part{count}, taps, ring);
   }
@@ -167,8 +184,7 @@ static void convolve_task(const Plan& p, int64_t i, float* own, int64_t& held) {
 using Task = void (*)(const Plan&, int64_t, float*, int64_t&);
 template <class T>
 DEEM_INLINE Task task_of(const ConvSizes& s) {
-  if (s.stride != 1) return convolve_task<0, T>;
-  switch (s.kw) {
+  switch (unrolled(s)) {
     case 3: return convolve_task<3, T>;
     case 5: return convolve_task<5, T>;
     case 7: return convolve_task<7, T>;
@@ -181,7 +197,7 @@ static void convolve(const DepthwiseArgs& a) {
   const ConvSizes& s = a.s;
   const bool small = s.n * s.oh * s.ow * s.kh * s.kw * s.in < 32768;
   const int64_t most = small || in_team() ? 1 : num_threads();
-  const Plan p = plan_of(a, most);
+  const Plan p = plan_of<T>(a, most);
   const int64_t threads = min(most, p.tasks), own = kGroup * p.taps * kLanes + p.slots * p.line;
   const size_t bytes = scratch_size(size_t(threads) * (size_t(own) * sizeof(float) + sizeof(int64_t)));
   float* scratch = (float*)allocate(bytes);
