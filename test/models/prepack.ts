@@ -1,6 +1,6 @@
 // Weights of linear layers that are kept a second time, in the order that products of many rows read.
 import test from 'ava'
-import { backward, Module, memory, ops, output, type Tensor, tensor, tidy } from 'deem'
+import { backward, loadDeem, Module, memory, ops, output, type Tensor, tensor, tidy } from 'deem'
 import { AdamW } from 'deem/train'
 import { normals } from '../_harness/model.js'
 
@@ -89,6 +89,17 @@ test.serial('prepack: who writes a weight makes it an ordinary one', async (t) =
       .filter((p) => p.linear && !p.prepacked)
       .map((p) => p.name),
     trained.map((p) => p.name),
+  )
+})
+
+test.serial('prepack: matching weights of a model that is loaded', async (t) => {
+  const { model } = await loadDeem('deem-nano', { dtype: 'bf16', device: 'cpu', prepack: /mlp/ })
+  using m = model
+  const wanted = m.parameters().filter((p) => p.linear && /mlp/.test(p.name))
+  t.true(wanted.length > 0)
+  t.deepEqual(
+    kept(m).map((p) => p.name),
+    (await gains()) ? wanted.map((p) => p.name) : [],
   )
 })
 
