@@ -11,7 +11,8 @@ namespace deem::DEEM_ISA {
 
 constexpr int kStrip = 8;                          // results
 constexpr int kLongStrip = kLanes == 16 ? 16 : 8;  // where as many are left and there are registers for them
-constexpr int64_t kColumns = 64;                   // results of a row whose inputs are in the ring at a time
+template <class T>
+constexpr int64_t kColumns = kPairs<T> ? 32 : 64;  // results of a row whose inputs are in the ring at a time
 constexpr int64_t kFewestRows = 8;                 // of a band; it reads the rows of its neighbours under its taps too
 constexpr int64_t kGroup = 32 / kLanes;            // registers of channels a thread takes after each other: whole lines
 
@@ -30,7 +31,7 @@ template <class T>
 static Plan plan_of(const DepthwiseArgs& a, int64_t threads) {
   constexpr int64_t kTasks = 8;  // of a thread
   const ConvSizes& s = a.s;
-  const int64_t columns = min(kColumns, ceil_div(s.ow, kStrip) * kStrip);
+  const int64_t columns = min(kColumns<T>, ceil_div(s.ow, kStrip) * kStrip);
   const int64_t groups = ceil_div(s.in, kGroup * kLanes), wanted = ceil_div(kTasks * threads, groups * s.n);
   const int64_t bands = max<int64_t>(1, min(wanted, s.oh / kFewestRows));
   const int64_t pixels = (columns - 1) * s.stride + s.kw + (kPairs<T> && unrolled(s) > 0 ? 1 : 0);
@@ -101,6 +102,14 @@ DEEM_INLINE void add_row(Vec (&sum)[J], const float* x, const float* taps, int64
   }
 }
 
+template <int KW, class T, class Part>
+DEEM_INLINE void put_sum(T* y, Vec sum, Part part) {
+#if DEEM_ISA_INDEX >= 3
+  if constexpr (kPairs<T> && KW > 0) return put_rounded(y, sum, part);
+#endif
+  put(y, sum, part);
+}
+
 // What stays the same from row to row.
 template <class T>
 struct Band {
@@ -132,7 +141,7 @@ DEEM_INLINE void sum_strip(const Band<T>& r, int64_t oy, int64_t at, int64_t cou
   T* y = r.y + (oy * s.ow + r.column + at) * s.out;
 #pragma GCC unroll 16
   for (int j = 0; j < J; j++)
-    if (j < count) put(y + j * s.out, sum[j], part);
+    if (j < count) put_sum<KW>(y + j * s.out, sum[j], part);
 }
 
 template <int KW, class T, class Part>
@@ -150,8 +159,8 @@ static void convolve_band(const Plan& p, int64_t image, int64_t c, int64_t begin
   const T* x = (const T*)p.a.x + image * s.h * s.w * s.in + c;
   Band<T> r{s, ring, taps, p.slots, p.line, 0, 0, (T*)p.a.y + image * s.oh * s.ow * s.out + c, {}};
   if (p.a.bias) r.bias = get((const T*)p.a.bias + c, part);
-  for (r.column = 0; r.column < s.ow; r.column += kColumns) {
-    r.columns = min(kColumns, s.ow - r.column);
+  for (r.column = 0; r.column < s.ow; r.column += kColumns<T>) {
+    r.columns = min(kColumns<T>, s.ow - r.column);
     int64_t next = 0;  // row of the picture to go into the ring
     for (int64_t oy = begin; oy < end; oy++) {
       const int64_t top = oy * s.stride - s.pad_top;

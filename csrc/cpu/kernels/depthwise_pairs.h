@@ -66,6 +66,14 @@ DEEM_INLINE void pack_row_of_pairs(const bf16* row, int64_t width, int64_t step,
   clear(to + (right + 1) * kLanes, (count - right - 1) * kLanes);
 }
 
+// Sums below 2^-126 become zeros, as in add_products.
+DEEM_INLINE void put_rounded(bf16* y, Vec sum, Whole) {
+  _mm256_storeu_si256((__m256i_u*)y, (__m256i)_mm512_cvtneps_pbh((__m512)sum));
+}
+DEEM_INLINE void put_rounded(bf16* y, Vec sum, Part part) {
+  _mm256_mask_storeu_epi16(y, __mmask16((1u << part.count) - 1), (__m256i)_mm512_cvtneps_pbh((__m512)sum));
+}
+
 // Adds an upper row of taps, whose pairs begin at tap 0, to J results, of which the first one's inputs are in x[1] and on.
 template <int J, int KW>
 DEEM_INLINE void add_upper_pairs(Vec (&sum)[J], const float* x, const float* pairs) {
