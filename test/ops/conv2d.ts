@@ -294,6 +294,38 @@ test.serial('depthwise conv2d of many taps: the same bits of y and dx with any n
   }
 })
 
+// Pixels may be multiplied in pairs (csrc/cpu/kernels/depthwise_pairs.h): one that a result has no tap over must not get into it, not even
+// multiplied by zero. Sizes give strips that are full and not, rows of taps above and below the picture, odd ones and even ones.
+for (const kernel of [3, 5, 7])
+  for (const bad of [Number.POSITIVE_INFINITY, Number.NaN])
+    test(`depthwise conv2d ${kernel}x${kernel}: ${bad} in the picture stays under the taps`, async (t) => {
+      const [h, w, c, p] = [9, 43, 19, (kernel - 1) / 2]
+      const options = { ...around(p), groups: c }
+      const weight = ops.cast(ops.addScalar(ops.rand([c, kernel, kernel, 1], 1, 1), 0.5), 'bf16')
+      for (const [row, column] of [
+        [0, 0],
+        [4, 20],
+        [5, 15],
+        [8, 42],
+        [3, 33],
+      ] as const) {
+        const data = new Float32Array(h * w * c).fill(1)
+        data.fill(bad, (row * w + column) * c, (row * w + column + 1) * c)
+        const x = ops.cast(tensor(data, [1, h, w, c]), 'bf16')
+        const leaf = ops.cast(zeros(1, h, w, c), 'bf16')
+        leaf.requiresGrad = true
+        await backward([ops.conv2d(leaf, weight, null, options)], [x])
+        const results = { y: ops.conv2d(x, weight, null, options), dx: leaf.grad as Tensor }
+        for (const [name, result] of Object.entries(results)) {
+          const wrong = result.toFloat32().findIndex((v, i) => {
+            const [atRow, atColumn] = [Math.floor(i / c / w), Math.floor(i / c) % w]
+            return Number.isFinite(v) === (Math.abs(atRow - row) <= p && Math.abs(atColumn - column) <= p)
+          })
+          t.is(wrong, -1, `${name} with ${bad} at ${row}, ${column}`)
+        }
+      }
+    })
+
 /** Whole numbers, with which every sum here is exact in f32. */
 const whole = (shape: number[], step: number) => {
   const data = Float32Array.from({ length: shape.reduce((a, v) => a * v, 1) }, (_, i) => ((i * step) % 7) - 3)

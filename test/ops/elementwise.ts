@@ -546,3 +546,42 @@ for (const name of ['exp', 'sigmoid', 'silu', 'gelu', 'geluTanh', 'quickGelu', '
       }
       t.is(wrong(await slopes(short), await slopes(wide), 4e-5), '') // which may be differences of larger numbers
     })
+
+/** gelu in float64 to 1e-12 of itself; in the left tail by the continued fraction of erfc, where 1 + erf would cancel. */
+function exactGelu(x: number): number {
+  if (x > -3.6) return activations.gelu(x)
+  const a = -x / Math.SQRT2
+  let f = a
+  for (let k = 60; k >= 1; k--) f = a + k / 2 / f
+  return (0.5 * x * Math.exp(-a * a)) / (f * Math.sqrt(Math.PI))
+}
+
+test('gelu: of every bf16 number, the nearest or its neighbour, seldom the latter', (t) => {
+  const all = everyNumber('bf16')
+  const got = ops.gelu(ops.cast(tensor(all), 'bf16')).toFloat32()
+  // bf16 numbers in order, as whole numbers.
+  const place = (v: number) => {
+    const bits = new Int32Array(Float32Array.of(v).buffer)[0] as number
+    return bits < 0 ? -((bits & 0x7fffffff) >> 16) : bits >> 16
+  }
+  let neighbours = 0
+  for (const [i, x] of all.entries()) {
+    const y = got[i] as number
+    if (!Number.isFinite(x)) {
+      t.is(y, x > 0 ? x : Number.NaN, `of ${x}`)
+      continue
+    }
+    const want = exactGelu(x)
+    const size = Math.abs(want)
+    if (size < 1.001 * 2 ** -126) {
+      // Numbers that kernels may take for zeros, and the least one beside them, which may fall among them.
+      if (!(Math.abs(y) <= 2 ** -126)) t.fail(`of ${x}: ${y}`)
+      continue
+    }
+    const unit = 2 ** (Math.floor(Math.log2(size)) - 7)
+    const off = Math.abs(place(y) - place(Math.round(want / unit) * unit))
+    if (off > 1) t.fail(`of ${x}: ${y} instead of ${want}`)
+    neighbours += off
+  }
+  t.true(neighbours <= 200, `${neighbours} neighbours`)
+})
