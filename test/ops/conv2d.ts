@@ -124,6 +124,8 @@ opTest('conv2d', [
       ['5x4', [1, 6, 9, 37], [5, 4], { padLeft: 2, padRight: 1, padTop: 0, padBottom: 4 }],
       ['5x4, stride 3', [2, 11, 14, 5], [5, 4], { stride: 3, padLeft: 3, padRight: 0, padTop: 1, padBottom: 2 }],
       ['9x1', [1, 12, 5, 6], [9, 1], { padTop: 4, padBottom: 4 }],
+      ['9x3', [1, 12, 18, 37], [9, 3], { padLeft: 1, padRight: 1, padTop: 4, padBottom: 4 }],
+      ['6x7', [1, 9, 41, 20], [6, 7], { padLeft: 3, padRight: 2, padTop: 3, padBottom: 2 }],
       [
         '3x3, wider padding than the kernel',
         [1, 2, 3, 18],
@@ -296,12 +298,17 @@ test.serial('depthwise conv2d of many taps: the same bits of y and dx with any n
 
 // Pixels may be multiplied in pairs (csrc/cpu/kernels/depthwise_pairs.h): one that a result has no tap over must not get into it, not even
 // multiplied by zero. Sizes give strips that are full and not, rows of taps above and below the picture, odd ones and even ones.
-for (const kernel of [3, 5, 7])
+for (const [kh, kw] of [
+  [9, 3],
+  [5, 5],
+  [7, 7],
+  [6, 7],
+] as const)
   for (const bad of [Number.POSITIVE_INFINITY, Number.NaN])
-    test(`depthwise conv2d ${kernel}x${kernel}: ${bad} in the picture stays under the taps`, async (t) => {
-      const [h, w, c, p] = [9, 43, 19, (kernel - 1) / 2]
-      const options = { ...around(p), groups: c }
-      const weight = ops.cast(ops.addScalar(ops.rand([c, kernel, kernel, 1], 1, 1), 0.5), 'bf16')
+    test(`depthwise conv2d ${kh}x${kw}: ${bad} in the picture stays under the taps`, async (t) => {
+      const [h, w, c, above, beside] = [9, 43, 19, Math.floor(kh / 2), (kw - 1) / 2]
+      const options = { padTop: above, padBottom: above, padLeft: beside, padRight: beside, groups: c }
+      const weight = ops.cast(ops.addScalar(ops.rand([c, kh, kw, 1], 1, 1), 0.5), 'bf16')
       for (const [row, column] of [
         [0, 0],
         [4, 20],
@@ -314,12 +321,18 @@ for (const kernel of [3, 5, 7])
         const x = ops.cast(tensor(data, [1, h, w, c]), 'bf16')
         const leaf = ops.cast(zeros(1, h, w, c), 'bf16')
         leaf.requiresGrad = true
-        await backward([ops.conv2d(leaf, weight, null, options)], [x])
-        const results = { y: ops.conv2d(x, weight, null, options), dx: leaf.grad as Tensor }
-        for (const [name, result] of Object.entries(results)) {
+        const y = ops.conv2d(leaf, weight, null, options)
+        const dy = ops.slice(ops.cat([x, ops.full([1, 1, w, c], 1, 'bf16')], 1), 1, 0, y.shape[1] as number)
+        await backward([y], [dy])
+        // Of a kernel of even height, rows of results lie half a pixel above those of the picture.
+        const results = {
+          y: [ops.conv2d(x, weight, null, options), row - (kh - 1 - above), row + above],
+          dx: [leaf.grad as Tensor, row - above, row + (kh - 1 - above)],
+        } as const
+        for (const [name, [result, first, last]] of Object.entries(results)) {
           const wrong = result.toFloat32().findIndex((v, i) => {
             const [atRow, atColumn] = [Math.floor(i / c / w), Math.floor(i / c) % w]
-            return Number.isFinite(v) === (Math.abs(atRow - row) <= p && Math.abs(atColumn - column) <= p)
+            return Number.isFinite(v) === (atRow >= first && atRow <= last && Math.abs(atColumn - column) <= beside)
           })
           t.is(wrong, -1, `${name} with ${bad} at ${row}, ${column}`)
         }
