@@ -1,6 +1,7 @@
 #include "ops/elementwise.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/kernels/gelu_words.h"
 #include "cpu/row.h"
@@ -119,11 +120,6 @@ DEEM_BINARY_TABLE(ROW)
 // Numbers of 16 bits are widened some at a time, and rounded as a whole afterwards.
 constexpr int64_t kWidened = 1024;
 
-template <class A, class B>
-constexpr bool kSame = false;
-template <class A>
-constexpr bool kSame<A, A> = true;
-
 template <class Row>
 DEEM_INLINE void values(const float* x, float* y, int64_t n, float s, float t) {
 #pragma omp simd
@@ -144,7 +140,7 @@ static void unary_rows(const UnaryArgs& a) {
     produce(y, begin, end, is_streamed<T>(a.n), [&](T* to, int64_t first, int64_t count) DEEM_ALWAYS {
       if constexpr (sizeof(T) == sizeof(float)) return values<Row>(x + first, to, count, a.s, a.t);
 #if DEEM_ISA_INDEX >= 3
-      if constexpr (kSame<Row, brief::gelu_row>) return bf16_gelu_row(x + first, to, count);
+      if constexpr (std::is_same_v<Row, brief::gelu_row>) return bf16_gelu_row(x + first, to, count);
 #endif
       alignas(kCacheLine) float wide[kWidened];
       for (int64_t i = 0, n; i < count; i += n) {
