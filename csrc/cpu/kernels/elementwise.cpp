@@ -1,7 +1,6 @@
 #include "ops/elementwise.h"
 
 #include <cstring>
-#include <type_traits>
 
 #include "cpu/kernels/gelu_words.h"
 #include "cpu/row.h"
@@ -140,7 +139,7 @@ static void unary_rows(const UnaryArgs& a) {
     produce(y, begin, end, is_streamed<T>(a.n), [&](T* to, int64_t first, int64_t count) DEEM_ALWAYS {
       if constexpr (sizeof(T) == sizeof(float)) return values<Row>(x + first, to, count, a.s, a.t);
 #if DEEM_ISA_INDEX >= 3
-      if constexpr (std::is_same_v<Row, brief::gelu_row>) return bf16_gelu_row(x + first, to, count);
+      if constexpr (__is_same(Row, brief::gelu_row)) return bf16_gelu_row(x + first, to, count);
 #endif
       alignas(kCacheLine) float wide[kWidened];
       for (int64_t i = 0, n; i < count; i += n) {
