@@ -34,13 +34,16 @@ static Way way_of(const Product& p) {
   constexpr int64_t kLeastSide = 256, kLeastDepth = 512, kLeastProducts = 300'000'000;
   constexpr int64_t kManyRows = 1024;       // among which the time to make panels is little
   constexpr int64_t kMostShared = 1 << 24;  // numbers of the smaller operand, beyond which our own takes k in parts
+  constexpr int64_t kFewWeights = 1 << 19;  // of which panels take little time beside twice as many rows
   if (p.args.packed_b) return Way::panels;
   const bool even =
       p.k % 2 == 0 && (!p.a_lines || p.args.a.row_stride % 2 == 0) && (!p.b_lines || p.b().stride % 2 == 0);
   if (!even) return Way::plain;
   const bool large = p.m >= kLeastSide && p.n >= kLeastSide && p.k >= kLeastDepth && p.m * p.n * p.k >= kLeastProducts;
   const bool panels = p.args.batch == 1 && p.a_lines && p.m >= kManyRows;
-  if (large && !(panels && std::min(p.m, p.n) * p.k > kMostShared)) return Way::own;
+  const bool in_parts = std::min(p.m, p.n) * p.k > kMostShared,
+             little = p.m >= 2 * kManyRows && p.n * p.k <= kFewWeights;
+  if (large && !(panels && (in_parts || little))) return Way::own;
   return panels ? Way::panels : Way::plain;
 }
 
