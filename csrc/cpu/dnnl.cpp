@@ -128,30 +128,38 @@ typename Primitive::primitive_desc describe(const dnnl::primitive_attr& attr, co
 }
 #endif
 
+void build_gemm(const Gemm& g, Built& p) {
+  bool batched = g.batch > 1;
+  auto dims = [&](int64_t r, int64_t c) { return batched ? Dims{g.batch, r, c} : Dims{r, c}; };
+  auto strides = [&](int64_t step, int64_t r, int64_t c) { return batched ? Dims{step, r, c} : Dims{r, c}; };
+  auto t = type_of(g.dtype);
+  memory::desc a(dims(g.a.rows, g.a.cols), t, strides(g.a_step, g.a.row_stride, g.a.col_stride));
+  memory::desc b(dims(g.b.rows, g.b.cols), t, strides(g.b_step, g.b.row_stride, g.b.col_stride));
+  if (g.panels) b = memory::desc(dims(g.b.rows, g.b.cols), t, memory::format_tag::BA16a64b2a);
+  memory::desc c(dims(g.a.rows, g.b.cols), type_of(g.c_dtype), strides(g.c_step, g.c_row_stride, 1));
+  dnnl::primitive_attr attr;
+  memory::desc bias(batched ? Dims{1, 1, g.b.cols} : Dims{1, g.b.cols}, t,
+                    batched ? Dims{g.b.cols, g.b.cols, 1} : Dims{g.b.cols, 1});
+  auto of = g.bias ? describe<dnnl::matmul>(attr, a, b, bias, c) : describe<dnnl::matmul>(attr, a, b, c);
+  p.primitive = dnnl::matmul(of);
+  p.is_fast = std::string_view(of.impl_info_str()).starts_with("brg");
+  if (g.bias) p.plain(DNNL_ARG_BIAS, bias);
+  p.plain(DNNL_ARG_SRC, a);
+  p.plain(DNNL_ARG_WEIGHTS, b);
+  p.plain(DNNL_ARG_DST, c);
+}
+
 Built& built_gemm(const Gemm& g) {
   Key key{kGemm,          g.batch,           g.a.rows,         g.a.cols,          g.b.cols, g.a.row_stride,
           g.a.col_stride, g.b.row_stride,    g.b.col_stride,   g.a_step,          g.b_step, g.c_step,
           g.c_row_stride, g.bias != nullptr, int64_t(g.dtype), int64_t(g.c_dtype)};
   if (g.panels) key[7] = key[8] = 0;  // strides of b, of which a plain one is 1
   return built(std::move(key), [&](Built& p) {
-    bool batched = g.batch > 1;
-    auto dims = [&](int64_t r, int64_t c) { return batched ? Dims{g.batch, r, c} : Dims{r, c}; };
-    auto strides = [&](int64_t step, int64_t r, int64_t c) { return batched ? Dims{step, r, c} : Dims{r, c}; };
-    auto t = type_of(g.dtype);
-    memory::desc a(dims(g.a.rows, g.a.cols), t, strides(g.a_step, g.a.row_stride, g.a.col_stride));
-    memory::desc b(dims(g.b.rows, g.b.cols), t, strides(g.b_step, g.b.row_stride, g.b.col_stride));
-    if (g.panels) b = memory::desc(dims(g.b.rows, g.b.cols), t, memory::format_tag::BA16a64b2a);
-    memory::desc c(dims(g.a.rows, g.b.cols), type_of(g.c_dtype), strides(g.c_step, g.c_row_stride, 1));
-    dnnl::primitive_attr attr;
-    memory::desc bias(batched ? Dims{1, 1, g.b.cols} : Dims{1, g.b.cols}, t,
-                      batched ? Dims{g.b.cols, g.b.cols, 1} : Dims{g.b.cols, 1});
-    auto of = g.bias ? describe<dnnl::matmul>(attr, a, b, bias, c) : describe<dnnl::matmul>(attr, a, b, c);
-    p.primitive = dnnl::matmul(of);
-    p.is_fast = std::string_view(of.impl_info_str()).starts_with("brg");
-    if (g.bias) p.plain(DNNL_ARG_BIAS, bias);
-    p.plain(DNNL_ARG_SRC, a);
-    p.plain(DNNL_ARG_WEIGHTS, b);
-    p.plain(DNNL_ARG_DST, c);
+    try {
+      build_gemm(g, p);
+    } catch (const dnnl::error&) {
+      if (!g.panels) throw;  // of a machine whose products read other panels: takes_panels() says no
+    }
   });
 }
 
