@@ -146,7 +146,7 @@ function partCases({
     },
     inputs,
     pass,
-    precisions: ['f32', 'bf16'] satisfies Precision[],
+    precisions: (how === 'prepacked' ? ['bf16'] : ['f32', 'bf16']) satisfies Precision[], // f32 keeps nothing
     // What is computed again for a checkpoint is not counted: it is no use to anybody.
     work: (perElement) => ({
       flops: batch * (pass === 'forward' ? count.forward : count.backward(trains)),
