@@ -28,6 +28,9 @@ DEEM_INLINE void store(f16* p, float v) { *p = f16(v); }
 
 // One register of floats.
 constexpr int64_t kLanes = DEEM_ISA_INDEX >= 2 ? 16 : DEEM_ISA_INDEX == 1 ? 8 : 4;
+// Whether one instruction multiplies two pairs of numbers of this type and adds both products to a float.
+template <class T>
+constexpr bool kPairs = DEEM_ISA_INDEX >= 3 && dtype_of<T>::value == DType::bf16;
 typedef float Vec [[gnu::vector_size(kLanes * 4), gnu::may_alias]];
 typedef int32_t IntLanes [[gnu::vector_size(kLanes * 4), gnu::may_alias]];
 typedef float AnyVec [[gnu::vector_size(kLanes * 4), gnu::may_alias, gnu::aligned(4)]];  // as it lies in memory

@@ -20,13 +20,6 @@ constexpr int64_t kPanel = kAttentionPanel, kKeys = kAttentionKeys;
 struct Pair {
   uint32_t bits;
 };
-#if DEEM_ISA_INDEX >= 3
-template <class T>
-constexpr bool kPairs = dtype_of<T>::value == DType::bf16;
-#else
-template <class T>
-constexpr bool kPairs = false;
-#endif
 template <bool pairs>
 struct ElementOf {
   using type = float;

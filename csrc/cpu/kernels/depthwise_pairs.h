@@ -7,9 +7,6 @@
 #ifdef DEEM_ISA
 namespace deem::DEEM_ISA {
 
-template <class T>
-constexpr bool kPairs = DEEM_ISA_INDEX >= 3 && dtype_of<T>::value == DType::bf16;
-
 #if DEEM_ISA_INDEX >= 3
 constexpr __mmask32 kOdd = 0xaaaaaaaa;  // the upper half of every pair
 
