@@ -114,13 +114,14 @@ static void packed_weights(const ConvWeightsArgs& a) {
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 
-// ---- few pixels and large weights, or a gradient to few channels: products (cpu/im2col.h) ----------------------------------------------
+// ---- pixels that are their own patches, few pixels and large weights, or a gradient to few channels: products (cpu/im2col.h) ----------------------------------------------
 
 // Where copying the weights would cost as much as a good part of the work; measured by `npm run bench -- conv`.
 static bool few_pixels(const ConvSizes& s) {
   constexpr int64_t kMostPixels = 512, kManyWeights = 1 << 20;
   return s.groups == 1 && pixels(s) <= kMostPixels && patch(s) * s.out >= kManyWeights;
 }
+static bool is_product(const ConvSizes& s) { return few_pixels(s) || (s.groups == 1 && pointwise(s)); }
 
 static GemmOperand dense(const void* data, int64_t rows, int64_t cols) { return {data, rows, cols, cols, 1, 0}; }
 static GemmOperand transposed(const void* data, int64_t rows, int64_t cols) { return {data, cols, rows, 1, cols, 0}; }
@@ -131,15 +132,32 @@ static void product(const GemmOperand& a, const GemmOperand& b, const void* bias
       {.batch = 1, .a = a, .b = b, .bias = bias, .c = c, .c_row_stride = b.cols, .dtype = dtype, .c_dtype = c_dtype});
 }
 
+// The patches of x: x itself, or a copy in scratch memory.
+class Patches {
+ public:
+  Patches(const ConvSizes& s, const void* x) : data_(x) {
+    if (pointwise(s)) return;
+    copy_.take(pixels(s) * patch(s), s.dtype);
+    im2col_kernel(Device::cpu, {s, x, copy_.data()});
+    data_ = copy_.data();
+  }
+  const void* data() const { return data_; }
+
+ private:
+  const void* data_;
+  Scratch copy_;
+};
+
 static void product_forward(const ConvForwardArgs& a) {
   const ConvSizes& s = a.s;
-  Scratch col(pixels(s) * patch(s), s.dtype);
-  im2col_kernel(Device::cpu, {s, a.x, col.data()});
+  const Patches col(s, a.x);
   product(dense(col.data(), pixels(s), patch(s)), transposed(a.weight, s.out, patch(s)), a.bias, a.y, s.dtype, s.dtype);
 }
 
 static void product_data(const ConvDataArgs& a) {
   const ConvSizes& s = a.s;
+  if (pointwise(s))
+    return product(dense(a.dy, pixels(s), s.out), dense(a.weight, s.out, s.in), nullptr, a.dx, s.dtype, s.dtype);
   Scratch col(pixels(s) * patch(s), DType::f32);
   product(dense(a.dy, pixels(s), s.out), dense(a.weight, s.out, patch(s)), nullptr, col.data(), s.dtype, DType::f32);
   col2im_kernel(Device::cpu, {s, col.floats(), a.dx});
@@ -147,8 +165,7 @@ static void product_data(const ConvDataArgs& a) {
 
 static void product_weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  Scratch col(pixels(s) * patch(s), s.dtype);
-  im2col_kernel(Device::cpu, {s, a.x, col.data()});
+  const Patches col(s, a.x);
   product(transposed(a.dy, pixels(s), s.out), dense(col.data(), pixels(s), patch(s)), nullptr, a.dweight, s.dtype,
           s.dtype);
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
@@ -216,7 +233,7 @@ static void forward(const ConvForwardArgs& a) {
   if (sums_channels(s)) return depthwise_kernel(Device::cpu, {s, false, a.x, a.weight, a.bias, a.y});
   if (winograd_forward(a)) return;
   if (packs(s)) return packed_forward(a);
-  if (few_pixels(s)) return product_forward(a);
+  if (is_product(s)) return product_forward(a);
   Wide x(a.x, count_x(s), s.dtype), weight(a.weight, count_weight(s), s.dtype), bias(a.bias, s.out, s.dtype);
   WideResult y(a.y, count_y(s), s.dtype);
   onednn::conv_forward(shape_of(s), x.data(), weight.data(), bias.data(), y.data());
@@ -228,7 +245,7 @@ static void data(const ConvDataArgs& a) {
     return depthwise_kernel(Device::cpu, {reversed(s), true, a.dy, a.weight, nullptr, a.dx});
   if (winograd_data(a)) return;
   if (packs(s) && s.stride == 1 && !few_channels(s)) return packed_data(a);
-  if (few_pixels(s) || (packs(s) && few_channels(s))) return product_data(a);
+  if (is_product(s) || (packs(s) && few_channels(s))) return product_data(a);
   Wide dy(a.dy, count_y(s), s.dtype), weight(a.weight, count_weight(s), s.dtype);
   WideResult dx(a.dx, count_x(s), s.dtype);
   onednn::conv_backward_data(shape_of(s), dy.data(), weight.data(), dx.data());
@@ -237,7 +254,7 @@ static void data(const ConvDataArgs& a) {
 static void weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
   if (packs(s)) return packed_weights(a);
-  if (few_pixels(s)) return product_weights(a);
+  if (is_product(s)) return product_weights(a);
   Wide x(a.x, count_x(s), s.dtype), dy(a.dy, count_y(s), s.dtype);
   WideResult dweight(a.dweight, count_weight(s), s.dtype), dbias(a.dbias, s.out, s.dtype);
   onednn::conv_backward_weights(shape_of(s), x.data(), dy.data(), dweight.data(), dbias.data());

@@ -7,7 +7,6 @@
 #include <list>
 #include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
-#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -32,7 +31,7 @@ memory::data_type type_of(DType t) {
   switch (t) {
     case DType::f32: return memory::data_type::f32;
     case DType::bf16: return memory::data_type::bf16;
-    default: throw DTypeError(str("matrix products and convolutions take f32 or bf16 but got ", t));
+    default: throw DTypeError(str("convolutions take f32 or bf16 but got ", t));
   }
 }
 
@@ -40,7 +39,6 @@ memory::data_type type_of(DType t) {
 // primitive prefers run before it (weights) or after it (weight gradients).
 struct Built {
   dnnl::primitive primitive;
-  bool is_fast = false;  // a product of oneDNN's fastest kind
   std::unordered_map<int, memory> args;
   struct Reorder {
     dnnl::reorder primitive;
@@ -114,7 +112,7 @@ Built& built(Key key, const std::function<void(Built&)>& make) {
   return cache.order.front().second;
 }
 
-enum Kind : int64_t { kGemm, kConvForward, kConvData, kConvWeights };
+enum Kind : int64_t { kConvForward, kConvData, kConvWeights };
 
 #if DNNL_VERSION_MAJOR >= 3
 template <class Primitive, class... Args>
@@ -127,58 +125,6 @@ typename Primitive::primitive_desc describe(const dnnl::primitive_attr& attr, co
   return typename Primitive::primitive_desc(typename Primitive::desc(args...), attr, engine());
 }
 #endif
-
-void build_gemm(const Gemm& g, Built& p) {
-  bool batched = g.batch > 1;
-  auto dims = [&](int64_t r, int64_t c) { return batched ? Dims{g.batch, r, c} : Dims{r, c}; };
-  auto strides = [&](int64_t step, int64_t r, int64_t c) { return batched ? Dims{step, r, c} : Dims{r, c}; };
-  auto t = type_of(g.dtype);
-  memory::desc a(dims(g.a.rows, g.a.cols), t, strides(g.a_step, g.a.row_stride, g.a.col_stride));
-  memory::desc b(dims(g.b.rows, g.b.cols), t, strides(g.b_step, g.b.row_stride, g.b.col_stride));
-  if (g.panels) b = memory::desc(dims(g.b.rows, g.b.cols), t, memory::format_tag::BA16a64b2a);
-  memory::desc c(dims(g.a.rows, g.b.cols), type_of(g.c_dtype), strides(g.c_step, g.c_row_stride, 1));
-  dnnl::primitive_attr attr;
-  memory::desc bias(batched ? Dims{1, 1, g.b.cols} : Dims{1, g.b.cols}, t,
-                    batched ? Dims{g.b.cols, g.b.cols, 1} : Dims{g.b.cols, 1});
-  auto of = g.bias ? describe<dnnl::matmul>(attr, a, b, bias, c) : describe<dnnl::matmul>(attr, a, b, c);
-  p.primitive = dnnl::matmul(of);
-  p.is_fast = std::string_view(of.impl_info_str()).starts_with("brg");
-  if (g.bias) p.plain(DNNL_ARG_BIAS, bias);
-  p.plain(DNNL_ARG_SRC, a);
-  p.plain(DNNL_ARG_WEIGHTS, b);
-  p.plain(DNNL_ARG_DST, c);
-}
-
-Built& built_gemm(const Gemm& g) {
-  Key key{kGemm,          g.batch,           g.a.rows,         g.a.cols,          g.b.cols, g.a.row_stride,
-          g.a.col_stride, g.b.row_stride,    g.b.col_stride,   g.a_step,          g.b_step, g.c_step,
-          g.c_row_stride, g.bias != nullptr, int64_t(g.dtype), int64_t(g.c_dtype)};
-  if (g.panels) key[7] = key[8] = 0;  // strides of b, of which a plain one is 1
-  return built(std::move(key), [&](Built& p) {
-    try {
-      build_gemm(g, p);
-    } catch (const dnnl::error&) {
-      if (!g.panels) throw;  // of a machine whose products read other panels: takes_panels() says no
-    }
-  });
-}
-
-}  // namespace
-
-void gemm(const Gemm& g) {
-  Built& p = built_gemm(g);
-  p.set(DNNL_ARG_SRC, g.a.data);
-  p.set(DNNL_ARG_WEIGHTS, g.b.data);
-  p.set(DNNL_ARG_DST, g.c);
-  if (g.bias) p.set(DNNL_ARG_BIAS, g.bias);
-  p.run();
-}
-
-bool takes_panels(const Gemm& g) { return built_gemm(g).is_fast; }
-
-// ---- convolution -------------------------------------------------------------------------------------------------------
-
-namespace {
 
 struct ConvDescs {
   memory::desc x, w, w_any, b, y;

@@ -25,8 +25,7 @@ struct PackSource {
   const ConvSizes* conv;  // of patches and taps
 };
 
-// c[m, n] = sum over k of a b + bias. a and b share `dtype`, sums are f32. With `pairs`, where the machine multiplies bf16 and a and b are
-// lines or across, numbers 2p and 2p + 1 of a line are multiplied by one instruction; k and the strides of lines are then even.
+// c[m, n] = sum over k of a b + bias. a and b share `dtype`, sums are f32.
 struct PackedGemmArgs {
   int64_t batch, m, n, k;
   RowsOf rows;
@@ -37,8 +36,22 @@ struct PackedGemmArgs {
   void* c;
   int64_t c_row_stride, c_step;  // elements
   DType dtype, c_dtype;
-  bool pairs = false;
+  const void* packed_b = nullptr;  // of pair_gemm_kernel: b as pair_panels_kernel left it, or null
 };
 extern Kernel<PackedGemmArgs> packed_gemm_kernel;
+// The same of bf16 that the machine multiplies in pairs; operands are lines or across, c is bf16 or f32.
+extern Kernel<PackedGemmArgs> pair_gemm_kernel;
+
+// n lines of k numbers, one after the other, as the panels that pair_gemm_kernel reads.
+struct PairPanelsArgs {
+  const void* lines;
+  int64_t k, n;
+  void* to;  // [pair_panel_numbers(k, n)]
+};
+extern Kernel<PairPanelsArgs> pair_panels_kernel;
+inline int64_t pair_panel_numbers(int64_t k, int64_t n) {
+  constexpr int64_t kColumns = 16;  // of a register
+  return (n + kColumns - 1) / kColumns * kColumns * ((k + 1) / 2 * 2);
+}
 
 }  // namespace deem

@@ -1,6 +1,7 @@
 // Threads of the CPU kernels. How work is cut up depends on sizes and the number of threads alone, so the same
-// number gives the same bits; large work is cut finer than threads are many, and they take pieces as they come: on a shared
-// machine one core may have half the speed of another, and so may memory.
+// number gives the same bits; large work is cut finer than threads are many: on a shared machine one core may have half the speed of
+// another, and so may memory. Each thread takes the pieces of its own share first, which one operation after the other lie in
+// its core's cache, and then those that others have not come to.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -61,6 +62,35 @@ template <class F>
       threads, [](void* context, int64_t me, int64_t of) { (*static_cast<F*>(context))(me, of); }, &body);
 }
 
+// Items 0..n - 1 for threads to take, each once.
+class Shares {
+ public:
+  [[gnu::always_inline]] inline Shares(int64_t n, int64_t threads) : count_(threads < kMost ? threads : kMost) {
+    for (int64_t i = 0; i < count_; i++) {
+      shares_[i].next.store(n * i / count_, std::memory_order_relaxed);
+      shares_[i].end = n * (i + 1) / count_;
+    }
+  }
+  // The next one for thread `me`, or -1 where all are taken.
+  [[gnu::always_inline]] inline int64_t take(int64_t me) {
+    for (int64_t i = 0; i < count_; i++) {
+      Share& s = shares_[(me + i) % count_];
+      if (s.next.load(std::memory_order_relaxed) >= s.end) continue;
+      if (const int64_t item = s.next++; item < s.end) return item;
+    }
+    return -1;
+  }
+
+ private:
+  static constexpr int64_t kMost = 16;
+  struct alignas(64) Share {  // a cache line, which threads would take from each other
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  int64_t count_;
+  Share shares_[kMost];
+};
+
 // Calls f(begin, end) on disjoint ranges that cover 0..n. `cost` is a rough number of scalar operations per item; work
 // under about 32k operations stays on the calling thread, where waking a team would cost more than it saves, and work that may still lie in
 // a core's own cache goes to the same threads each time.
@@ -75,16 +105,21 @@ template <class F>
   }
   const bool fixed = n * cost < kLarge;
   const int64_t pieces = fixed ? threads : n < kPieces * threads ? n : kPieces * threads;
-  std::atomic<int64_t> next{0};
-  auto body = [&](int64_t me, int64_t of) {
-    for (int64_t i = fixed ? me : next++; i < pieces; i = fixed ? i + of : next++)
-      f(n * i / pieces, n * (i + 1) / pieces);
+  auto piece = [&](int64_t i) { f(n * i / pieces, n * (i + 1) / pieces); };
+  if (fixed) {
+    auto body = [&](int64_t me, int64_t of) {
+      for (int64_t i = me; i < pieces; i += of) piece(i);
+    };
+    return on_team(threads, body);
+  }
+  Shares shares(pieces, threads);
+  auto body = [&](int64_t me, int64_t) {
+    for (int64_t i; (i = shares.take(me)) >= 0;) piece(i);
   };
   on_team(threads, body);
 }
 
-// Calls first(i, thread) for i in 0..n and, when all of those are done, then(i, thread) for i in 0..m, on up to `threads` threads, which take
-// items as they come; `thread`, below `threads`, is whose scratch memory to use.
+// Calls first(i, thread) for i in 0..n and, when all of those are done, then(i, thread) for i in 0..m, on up to `threads` threads; `thread`, below `threads`, is whose scratch memory to use.
 template <class F, class G>
 [[gnu::always_inline]] inline void parallel_phases(int64_t threads, int64_t n, F&& first, int64_t m, G&& then) {
   if (threads == 1) {
@@ -92,11 +127,12 @@ template <class F, class G>
     for (int64_t i = 0; i < m; i++) then(i, int64_t(0));
     return;
   }
-  std::atomic<int64_t> next{0}, done{0}, next_then{0};
+  std::atomic<int64_t> done{0};
+  Shares before(n, threads), after(m, threads);
   auto body = [&](int64_t me, int64_t) {
-    for (int64_t i; (i = next++) < n; done++) first(i, me);
+    for (int64_t i; (i = before.take(me)) >= 0; done++) first(i, me);
     wait_until([&] { return done == n; });
-    for (int64_t i; (i = next_then++) < m;) then(i, me);
+    for (int64_t i; (i = after.take(me)) >= 0;) then(i, me);
   };
   on_team(threads, body);
 }
@@ -108,9 +144,9 @@ template <class F>
     for (int64_t i = 0; i < n; i++) f(i, int64_t(0));
     return;
   }
-  std::atomic<int64_t> next{0};
+  Shares shares(n, threads);
   auto body = [&](int64_t me, int64_t) {
-    for (int64_t i; (i = next++) < n;) f(i, me);
+    for (int64_t i; (i = shares.take(me)) >= 0;) f(i, me);
   };
   on_team(threads, body);
 }

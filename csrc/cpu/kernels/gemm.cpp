@@ -24,19 +24,18 @@ static void round_rows(const float* from, int64_t rows, int64_t cols, int64_t fr
   for (int64_t r = 0; r < rows; r++) convert_row(from + r * from_stride, cols, (T*)to + r * stride);
 }
 
-// How the numbers of an operand lie, as far as memory can be asked for ahead. A number, which may be a pair, is `size` bytes of a line, or
-// one of each of `rows` rows.
+// How the numbers of an operand lie, as far as memory can be asked for ahead: in lines, in rows, or as patches do. A number has `size` bytes.
 enum class Along { line, rows, neither };
 struct Layout {
   Along along;
-  int64_t size, rows;
+  int64_t size;
 };
 template <class Of>
 DEEM_INLINE Layout layout_of(Of how, const PackedGemmArgs& g) {
-  const int64_t size = int64_t(size_of(g.dtype)), together = g.pairs ? 2 : 1;
-  return how == Of::lines    ? Layout{Along::line, size * together, 1}
-         : how == Of::across ? Layout{Along::rows, size, together}
-                             : Layout{Along::neither, 0, 0};
+  const int64_t size = int64_t(size_of(g.dtype));
+  return how == Of::lines    ? Layout{Along::line, size}
+         : how == Of::across ? Layout{Along::rows, size}
+                             : Layout{Along::neither, 0};
 }
 
 // ---- one product ----------------------------------------------------------------------------------------------------
@@ -58,22 +57,16 @@ struct Product {
   int64_t panels_a, panels_b, depth, block, blocks, chunk;  // depth: of a run; block and chunk in panels, at most
 };
 
-// k: numbers of every line, or pairs of them.
 static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   Product p{};
   p.m = g.m, p.n = g.n, p.k = k;
   p.a = g.a, p.b = g.b;
-  if (g.pairs && g.rows == RowsOf::lines) p.a.stride /= 2;
-  if (g.pairs && g.columns == ColumnsOf::lines) p.b.stride /= 2;
   p.c_row_stride = g.c_row_stride;
   p.c_dtype = g.c_dtype;
   p.layout_a = layout_of(g.rows, g), p.layout_b = layout_of(g.columns, g);
   const bool by_line = g.rows != RowsOf::across;
   p.span_a = by_line ? kRows : kRowSpan;
   p.tile = by_line ? tile_of<Rows::by_line> : tile_of<Rows::by_number>;
-#if DEEM_ISA_INDEX >= 3
-  if (g.pairs) p.tile = by_line ? tile_of<Rows::by_line, Slot::pair> : tile_of<Rows::by_number, Slot::pair>;
-#endif
   p.panels_a = ceil_div(g.m, kRows), p.panels_b = ceil_div(g.n, kCols);
   p.height = ceil_div(g.m, p.panels_a);
   p.panels_a = ceil_div(g.m, p.height);
@@ -171,11 +164,11 @@ class Ahead {
     const Lines lines = lines_of(p, index);
     const int64_t depth = min(p.depth, p.k - at), from = p.begin + at;
     const bool by_line = layout.along == Along::line;
-    rows_ = by_line ? lines.count : depth * layout.rows;
+    rows_ = by_line ? lines.count : depth;
     bytes_ = (by_line ? depth : lines.count) * layout.size;
     stride_ = s.stride * layout.size;
-    row_ = (const char*)s.data + (by_line ? lines.first : from * layout.rows) * stride_ +
-           (by_line ? from : lines.first) * layout.size;
+    row_ =
+        (const char*)s.data + (by_line ? lines.first : from) * stride_ + (by_line ? from : lines.first) * layout.size;
   }
   int64_t cache_lines() const { return rows_ * ceil_div(bytes_, kCacheLine); }
   DEEM_INLINE void ask(int64_t count) {
@@ -193,7 +186,7 @@ class Ahead {
 };
 
 // Block `index` of the operand that is not shared, with all of the other.
-static void multiply_block(const Product& p, const float* shared, int64_t index, float* own, int64_t threads) {
+static void multiply_block(const Product& p, const float* shared, int64_t index, float* own) {
   const int64_t all = p.share_a ? p.panels_a : p.panels_b, streamed = p.share_a ? p.panels_b : p.panels_a;
   const int64_t begin = streamed * index / p.blocks, count = streamed * (index + 1) / p.blocks - begin;
   const Lines lines = lines_of(p, index);
@@ -218,10 +211,10 @@ static void multiply_block(const Product& p, const float* shared, int64_t index,
                   p.share_a ? begin : from,
                   at == 0,
                   at + p.depth >= p.k};
-      // What comes next: another run of this block, or a block that another thread may take from a cache that both share.
+      // What comes next: another run of this block, or the next one.
       Ahead ahead;
       if (!r.last && from == 0) ahead = Ahead(p, index, at + p.depth);
-      else if (r.last && from + others == all && index + threads < p.blocks) ahead = Ahead(p, index + threads, 0);
+      else if (r.last && from + others == all && index + 1 < p.blocks) ahead = Ahead(p, index + 1, 0);
       const int64_t of_tile = ceil_div(ahead.cache_lines(), others * count);
       // A panel of the shared operand meets the whole block, which stays in cache.
       for (int64_t i = 0; i < others; i++)
@@ -239,26 +232,21 @@ static void multiply(const Product& p, float* room, int64_t threads) {
   const int64_t panels = p.share_a ? p.panels_a : p.panels_b, packs = min(panels, threads > 1 ? kPieces * threads : 1);
   parallel_phases(
       threads, packs, [&](int64_t i, int64_t) { pack_shared(p, shared, panels * i / packs, panels * (i + 1) / packs); },
-      p.blocks,
-      [&](int64_t i, int64_t thread) { multiply_block(p, shared, i, own + thread * own_numbers(p), threads); });
+      p.blocks, [&](int64_t i, int64_t thread) { multiply_block(p, shared, i, own + thread * own_numbers(p)); });
 }
 
 static void packed_gemm(const PackedGemmArgs& g) {
   if (g.batch == 0 || g.m == 0 || g.n == 0) return;
   const bool small = g.m * g.n * max<int64_t>(g.k, 1) * g.batch < 1 << 17;
   const int64_t threads = small ? 1 : num_threads(), teams = min(threads, g.batch), of_team = teams > 1 ? 1 : threads;
-  const int64_t k = g.pairs ? g.k / 2 : g.k;
-  Product p = plan(g, k, of_team);
+  Product p = plan(g, g.k, of_team);
   const int64_t parts = max<int64_t>(1, ceil_div(shared_numbers(p), kShared));
-  const int64_t part = parts > 1 ? ceil_div(ceil_div(k, parts), kDepth) * kDepth : k;
+  const int64_t part = parts > 1 ? ceil_div(ceil_div(g.k, parts), kDepth) * kDepth : g.k;
   if (parts > 1) p = plan(g, part, of_team);
   dispatch_float(g.dtype, "matmul", [&]<class T>(T) {
     p.pack_a = pack_of<T>(g.rows);
     p.pack_b = pack_of<T>(g.columns);
   });
-#if DEEM_ISA_INDEX >= 3
-  if (g.pairs) p.pack_a = pack_pairs_of(g.rows), p.pack_b = pack_pairs_of(g.columns);
-#endif
   // Scratch memory: bias, sums of parts that c cannot hold, and of each team its panels.
   const int64_t bias = g.bias ? p.panels_b * kCols : 0, need = shared_numbers(p) + of_team * own_numbers(p);
   const int64_t sums = parts > 1 && g.c_dtype != DType::f32 ? g.m * g.n : 0;
@@ -279,8 +267,8 @@ static void packed_gemm(const PackedGemmArgs& g) {
     if (parts == 1) return multiply(item, mine + sums, of_team);
     char* c = item.c;
     if (sums) item.c = (char*)mine, item.c_row_stride = g.n, item.c_dtype = DType::f32;
-    for (; item.begin < k; item.begin += part, item.more = true) {
-      item.k = min(part, k - item.begin);
+    for (; item.begin < g.k; item.begin += part, item.more = true) {
+      item.k = min(part, g.k - item.begin);
       item.depth = min(p.depth, item.k);
       multiply(item, mine + sums, of_team);
     }

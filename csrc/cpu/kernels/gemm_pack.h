@@ -9,8 +9,29 @@
 #ifdef DEEM_ISA
 namespace deem::DEEM_ISA {
 
-// log2(kLanes) rounds of interleaving the first half of the vectors with the second; with 8 lanes, whose instructions work on halves of a
-// register, fewer steps within halves that have been exchanged first.
+// log2(n) rounds of interleaving the first half of n vectors with the second: number i of all of them, side by side, is then followed by i + 1.
+template <int n>
+DEEM_INLINE void interleave_vectors(Vec (&r)[n]) {
+  typedef int32_t Index [[gnu::vector_size(kLanes * 4)]];
+  Index low, high;
+  for (int i = 0; i < kLanes; i++) {
+    low[i] = i / 2 + i % 2 * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+  Vec t[n];
+#pragma GCC unroll 4
+  for (int round = 1; round < n; round *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; i++) {
+      t[2 * i] = __builtin_shuffle(r[i], r[i + n / 2], low);
+      t[2 * i + 1] = __builtin_shuffle(r[i], r[i + n / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; i++) r[i] = t[i];
+  }
+}
+
+// With 8 lanes, whose instructions work on halves of a register, fewer steps within halves that have been exchanged first.
 DEEM_INLINE void transpose(Vec (&r)[kLanes]) {
 #if DEEM_ISA_INDEX == 1
   Vec h[kLanes], t[kLanes];
@@ -33,23 +54,7 @@ DEEM_INLINE void transpose(Vec (&r)[kLanes]) {
     }
   }
 #else
-  typedef int32_t Index [[gnu::vector_size(kLanes * 4)]];
-  Index low, high;
-  for (int i = 0; i < kLanes; i++) {
-    low[i] = i / 2 + i % 2 * kLanes;
-    high[i] = low[i] + kLanes / 2;
-  }
-  Vec t[kLanes];
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes / 2; i++) {
-      t[2 * i] = __builtin_shuffle(r[i], r[i + kLanes / 2], low);
-      t[2 * i + 1] = __builtin_shuffle(r[i], r[i + kLanes / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; i++) r[i] = t[i];
-  }
+  interleave_vectors(r);
 #endif
 }
 
@@ -229,37 +234,6 @@ static void pack_rows(const PackSource& s, int64_t height, int64_t first, int64_
   }
 }
 
-#if DEEM_ISA_INDEX >= 3
-// Rows of bf16, two of which become a row of pairs: `begin` and `length` count pairs.
-template <int W>
-static void pack_row_pairs(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
-                           int64_t length, float* to, int64_t stride) {
-  constexpr int64_t kAtOnce = 8;  // pairs of rows; as in pack_rows
-  const bf16* all = (const bf16*)s.data + first;
-  for (int64_t from = 0; from < length; from += kAtOnce) {
-    const int64_t end = min(length, from + kAtOnce);
-    for (int64_t row = 2 * from; row < 2 * end && end < length; row++) {
-      const bf16* next = all + min(2 * begin + row + 2 * kAtOnce, 2 * (begin + length) - 1) * s.stride;
-      for (int64_t i = 0; i < lines; i += 32) __builtin_prefetch(next + i);
-    }
-    for (int64_t panel = 0; panel < lines; panel += height) {
-      float* at = to + panel / height * stride;
-      for (int64_t p = from; p < end; p++) {
-        const bf16 *even = all + 2 * (begin + p) * s.stride + panel, *odd = even + s.stride;
-#pragma GCC unroll 2
-        for (int i = 0; i < W; i += kLanes) {
-          const int64_t count = max<int64_t>(0, min(kLanes, min(height, lines - panel) - i));
-          const __mmask16 there = __mmask16((1u << count) - 1);
-          const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, even + i)),
-                        high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(there, odd + i));
-          store_vec(at + p * W + i, (Vec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-        }
-      }
-    }
-  }
-}
-#endif
-
 // A row of output pixels at a time, of which each panel takes the numbers under its taps.
 template <class T, int W>
 static void pack_patches(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
@@ -325,16 +299,6 @@ DEEM_INLINE Pack pack_of(ColumnsOf columns) {
   }
   return nullptr;
 }
-
-#if DEEM_ISA_INDEX >= 3
-// Of pairs, which lines hold as they lie.
-DEEM_INLINE Pack pack_pairs_of(RowsOf rows) {
-  return rows == RowsOf::lines ? pack_lines_by_line<float> : pack_row_pairs<kRowSpan>;
-}
-DEEM_INLINE Pack pack_pairs_of(ColumnsOf columns) {
-  return columns == ColumnsOf::lines ? pack_lines<float, kCols> : pack_row_pairs<kCols>;
-}
-#endif
 
 }  // namespace deem::DEEM_ISA
 #endif

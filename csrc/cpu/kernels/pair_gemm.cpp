@@ -1,0 +1,382 @@
+// Products of bf16 where one instruction multiplies two of them by two others. Rows of one operand are read where they lie, so that large
+// weights are neither copied nor turned over; the other one becomes panels of columns. Which is which, and with it whether c or its
+// transpose comes out, is what costs least.
+#include "core/memory.h"
+#include "cpu/gemm.h"
+#include "cpu/kernels/pair_pack.h"
+#include "cpu/row.h"
+
+#if DEEM_ISA_INDEX >= 3
+namespace deem::DEEM_ISA {
+
+constexpr int64_t kRun = 1024;                      // pairs that a tile sums at once, at most
+constexpr int64_t kBlock = 12;                      // groups of kPairRows rows that share a panel in a core's cache
+constexpr int64_t kMostAlone = 128;                 // groups that may be a single block
+constexpr int64_t kPanelMost = kMostVecs * kLanes;  // columns of a panel, at most
+constexpr int64_t kShallow = 128;                   // pairs, below which panels are whole cache lines of c
+constexpr int64_t kCopied = 2 * kLanes;             // rows that are copied side by side, where they lie across
+// Groups whose rows make a cache line of c where it is turned; blocks have whole lines.
+constexpr int64_t kLineGroups = 4, kLineRows = kLineGroups * kPairRows;
+constexpr int64_t kSize = sizeof(bf16);
+
+// Lines of an operand, each of k numbers.
+struct Operand {
+  PackSource source;
+  bool across;  // or each line's numbers side by side
+  int64_t count;
+};
+
+struct Product {
+  Operand rows, cols;
+  int64_t k, pairs;
+  bool turned;        // rows are b's
+  const float* kept;  // all panels, or null
+  const float* bias;
+  char* c;
+  int64_t c_row_stride;
+  int64_t c_size;                  // bytes of a number of c
+  int64_t groups, panels, blocks;  // of rows, of columns, of groups
+  bool alone;                      // all rows meet a panel before the next one, which who multiplies packs
+};
+
+DEEM_INLINE int64_t vecs_of(const Product& p) { return ceil_div(p.cols.count, kLanes); }
+// The first register of panel i, of which each has two or three, or a single one all.
+DEEM_INLINE int64_t first_vec(const Product& p, int64_t i) { return vecs_of(p) * i / p.panels; }
+DEEM_INLINE int64_t panel_of(const Product& p, int64_t vec) { return ((vec + 1) * p.panels - 1) / vecs_of(p); }
+static void set_columns(Product& p, const Operand& cols, int64_t k) {
+  p.cols = cols, p.k = k, p.pairs = ceil_div(k, 2);
+  p.panels = ceil_div(vecs_of(p), p.pairs < kShallow ? 2 : kMostVecs);
+}
+
+DEEM_INLINE bool is_alone(const Operand& rows, const Operand& cols, int64_t threads) {
+  const int64_t groups = ceil_div(rows.count, kPairRows);
+  const bool few = groups <= kBlock || (groups <= kMostAlone && rows.count < cols.count);
+  return few && (threads == 1 || cols.count >= 2 * threads * kPanelMost);
+}
+
+// Cycles, roughly, of `rows` and `cols` in their roles: tiles, also where they hang over the edge, and what packing and turning over take.
+static double cost(const Operand& rows, const Operand& cols, int64_t k, bool turned, int64_t threads) {
+  const double tiles = double(ceil_div(rows.count, kPairRows) * kPairRows) * double(whole_lanes(cols.count)) / 64;
+  const double pack = cols.across ? 0.3 : 0.5, again = is_alone(rows, cols, threads) ? 0.0 : 0.2;
+  const double copy = rows.across ? 0.3 : 0.0;
+  return (tiles + double(cols.count) * (pack + again) + double(rows.count) * copy) * double(k) +
+         (turned ? 0.2 * double(rows.count) * double(cols.count) : 0.0);
+}
+
+static Product plan(const PackedGemmArgs& g, int64_t threads) {
+  Product p{};
+  const Operand a{g.a, g.rows == RowsOf::across, g.m}, b{g.b, g.columns == ColumnsOf::across, g.n};
+  p.kept = (const float*)g.packed_b;
+  p.turned = !p.kept && g.c_dtype == DType::bf16 && cost(b, a, g.k, true, threads) < cost(a, b, g.k, false, threads);
+  p.rows = p.turned ? b : a;
+  set_columns(p, p.turned ? a : b, g.k);
+  p.c_row_stride = g.c_row_stride, p.c_size = int64_t(size_of(g.c_dtype));
+  p.groups = ceil_div(p.rows.count, kPairRows);
+  p.alone = is_alone(p.rows, p.cols, threads);
+  // Blocks are work for threads to share; alone, panels are, and rows are cut only where those are few and nobody packs them.
+  const int64_t many = threads > 1 ? kPieces * threads : 1;
+  const int64_t blocks = !p.alone ? max(ceil_div(p.groups, kBlock), many) : p.kept ? ceil_div(2 * many, p.panels) : 1;
+  p.blocks = min(ceil_div(p.groups, kLineGroups), p.alone ? blocks : ceil_div(blocks, threads) * threads);
+  return p;
+}
+
+struct Groups {
+  int64_t begin, end;
+};
+DEEM_INLINE Groups block_of(const Product& p, int64_t i) {
+  const int64_t lines = ceil_div(p.groups, kLineGroups);
+  return {lines * i / p.blocks * kLineGroups, min(p.groups, lines * (i + 1) / p.blocks * kLineGroups)};
+}
+
+// ---- scratch memory, in floats ----------------------------------------------------------------------------------------
+
+DEEM_INLINE int64_t most_groups(const Product& p) {
+  return min(p.groups, ceil_div(ceil_div(p.groups, kLineGroups), p.blocks) * kLineGroups);
+}
+// Rows across as [kCopied, pairs, kCopied]: all of them, alone, else each thread its block's. Of lines the last few, where they are fewer than a
+// tile has, as [kPairRows, pairs].
+DEEM_INLINE int64_t copied_numbers(const Product& p, int64_t rows) {
+  return ceil_div(rows, kCopied) * kCopied * p.pairs;
+}
+DEEM_INLINE int64_t row_numbers(const Product& p) {
+  if (p.rows.across) return p.alone ? copied_numbers(p, p.rows.count) : 0;
+  return p.rows.count % kPairRows ? kPairRows * whole_lanes(p.pairs) : 0;
+}
+DEEM_INLINE int64_t panel_numbers(const Product& p) { return p.alone || p.kept ? 0 : vecs_of(p) * kLanes * p.pairs; }
+// Of a thread: lines of c, sums of a block's tiles, a run of a panel, rows.
+constexpr int64_t kOwnLines = kPanelMost * kLineRows / 2;
+DEEM_INLINE int64_t own_sums(const Product& p) { return p.pairs > kRun ? most_groups(p) * kPairSums : 0; }
+DEEM_INLINE int64_t own_panel(const Product& p) { return p.alone && !p.kept ? kPanelMost * min(kRun, p.pairs) : 0; }
+DEEM_INLINE int64_t own_rows(const Product& p) {
+  return p.rows.across && !p.alone ? copied_numbers(p, most_groups(p) * kPairRows) : 0;
+}
+DEEM_INLINE int64_t own_numbers(const Product& p) {
+  return 2 * kOwnLines + own_sums(p) + whole_lanes(own_panel(p)) + own_rows(p);
+}
+
+struct Room {
+  float *rows, *panels;
+  struct Own {
+    float *lines, *sums, *panel, *rows;
+  } own;
+};
+DEEM_INLINE Room room_of(const Product& p, float* all, int64_t thread) {
+  float* panels = all + row_numbers(p);
+  float* lines = panels + whole_lanes(panel_numbers(p)) + thread * own_numbers(p);
+  float *sums = lines + 2 * kOwnLines, *panel = sums + own_sums(p);
+  return {all, panels, {lines, sums, panel, panel + whole_lanes(own_panel(p))}};
+}
+
+// ---- packing ----------------------------------------------------------------------------------------------------------
+
+// An operand's lines from number `begin` on.
+DEEM_INLINE PackSource part_of(const Operand& o, int64_t begin) {
+  PackSource s = o.source;
+  s.data = (const bf16*)s.data + begin * (o.across ? s.stride : 1);
+  return s;
+}
+
+// Register `vec` of columns, of a panel that begins at `to`: numbers begin..begin + k.
+static void pack_vec(const Product& p, int64_t vec, int64_t begin, int64_t k, float* to) {
+  const int64_t panel = panel_of(p, vec), of_panel = first_vec(p, panel), first = vec * kLanes;
+  pack_lines_of_pairs(part_of(p.cols, begin), first, min(kLanes, p.cols.count - first), k,
+                      to + (vec - of_panel) * kLanes, (first_vec(p, panel + 1) - of_panel) * kLanes);
+}
+static void pack_panel(const Product& p, int64_t i, int64_t begin, int64_t k, float* to) {
+  const int64_t vec = first_vec(p, i), end = first_vec(p, i + 1), first = vec * kLanes;
+  if (p.cols.across)
+    return pack_pairs_across(part_of(p.cols, begin), first, min((end - vec) * kLanes, p.cols.count - first), k,
+                             end - vec, to);
+  for (int64_t v = vec; v < end; v++) pack_vec(p, v, begin, k, to);
+}
+
+// All panels: by registers, so that threads have equal shares, or by panels, whose rows fill cache lines.
+DEEM_INLINE int64_t column_packs(const Product& p) { return p.cols.across ? p.panels : vecs_of(p); }
+static void pack_columns(const Product& p, int64_t i, float* panels) {
+  const int64_t panel = p.cols.across ? i : panel_of(p, i);
+  float* to = panels + first_vec(p, panel) * kLanes * p.pairs;
+  if (p.cols.across) pack_panel(p, panel, 0, p.k, to);
+  else pack_vec(p, i, 0, p.k, to);
+}
+
+static void copy_across(const Product& p, int64_t first, float* to) {
+  pack_pairs_across(p.rows.source, first, min(kCopied, p.rows.count - first), p.k, kCopied / kLanes, to);
+}
+DEEM_INLINE int64_t row_packs(const Product& p) {
+  if (p.rows.across) return p.alone ? ceil_div(p.rows.count, kCopied) : 0;
+  return p.rows.count % kPairRows ? 1 : 0;
+}
+static void pack_rows(const Product& p, int64_t i, float* to) {
+  if (p.rows.across) return copy_across(p, i * kCopied, to + i * kCopied * p.pairs);
+  const int64_t first = p.rows.count / kPairRows * kPairRows;
+  copy_lines_of_pairs(p.rows.source, first, p.rows.count - first, p.k, to, whole_lanes(p.pairs));
+}
+
+// ---- what comes next ------------------------------------------------------------------------------------------------
+
+// What the tile of `group`, one of `now`, asks for of what is read after this: a part of the same pairs of panel or block `next`.
+static Next part_of_panel(const Product& p, int64_t next, int64_t mine, int64_t all, int64_t pair) {
+  if (next >= p.panels) return {};
+  const int64_t first = first_vec(p, next) * kLanes, columns = first_vec(p, next + 1) * kLanes - first;
+  if (p.kept) {
+    const int64_t count = ceil_div(columns, all);  // cache lines, of which kLanes pairs have as many as columns
+    const float* at = p.kept + first * p.pairs + pair * columns + mine * count * kLanes;
+    return {(const char*)at, count, 64, kLanes * columns * int64_t(sizeof(float))};
+  }
+  const PackSource& s = p.cols.source;
+  const int64_t stride = s.stride * kSize;
+  const char* at = (const char*)s.data;
+  if (p.cols.across) {
+    const int64_t count = ceil_div(2 * kLanes, all);
+    return {at + (2 * pair + mine * count) * stride + first * kSize, count, stride, 2 * kLanes * stride};
+  }
+  const int64_t count = ceil_div(columns, all);
+  return {at + (first + mine * count) * stride + 2 * pair * kSize, count, stride, 2 * kLanes * kSize};
+}
+static Next part_of_block(const Product& p, int64_t next, int64_t of_block, const Groups& now, int64_t panel,
+                          int64_t pair) {
+  if (next >= p.blocks) return {};
+  const PackSource& s = p.rows.source;
+  const Groups rows = block_of(p, next);
+  const int64_t stride = s.stride * kSize;
+  if (p.rows.across) {
+    const int64_t mine = panel * (now.end - now.begin) + of_block;  // rows of memory, two for each pair
+    if (mine >= 2 * kLanes) return {};
+    const int64_t bytes = (rows.end - rows.begin) * kPairRows * kSize;
+    return {(const char*)s.data + (2 * pair + mine) * stride + rows.begin * kPairRows * kSize, ceil_div(bytes, 64), 64,
+            2 * kLanes * stride};
+  }
+  const int64_t count = ceil_div(kPairRows, p.panels), mine = panel * count;
+  if (mine >= kPairRows) return {};
+  return {(const char*)s.data + ((rows.begin + of_block) * kPairRows + mine) * stride + 2 * pair * kSize, count, stride,
+          2 * kLanes * kSize};
+}
+
+// ---- multiplying ------------------------------------------------------------------------------------------------------
+
+// Where the rows of a tile lie; `copied` begins with group `first`.
+DEEM_INLINE void find_rows(const Product& p, int64_t group, const float* copied, int64_t first, int64_t pair,
+                           PairTile& t) {
+  const int64_t row = group * kPairRows, of_copied = row - first * kPairRows;
+  bool whole = false;
+  if (p.rows.across)
+    t.rows = (const bf16*)(copied + of_copied / kCopied * kCopied * p.pairs + of_copied % kCopied), t.row_stride = 2,
+    t.step = 2 * kCopied;
+  else if (row + kPairRows > p.rows.count)
+    t.rows = (const bf16*)copied, t.row_stride = 2 * whole_lanes(p.pairs), t.step = 2;
+  else
+    t.rows = (const bf16*)p.rows.source.data + row * p.rows.source.stride, t.row_stride = p.rows.source.stride,
+    t.step = 2, whole = true;
+  t.rows += pair * t.step;
+  t.odd = t.last && whole && p.k % 2 != 0;
+  t.pairs = min(kRun, p.pairs - pair) - t.odd;
+  t.valid = min<int64_t>(kPairRows, p.rows.count - row);
+}
+
+static void run_tile(int64_t vecs, const PairTile& t) {
+  switch (vecs) {
+    case 1: return pair_tile<1>(t);
+    case 2: return pair_tile<2>(t);
+    default: return pair_tile<3>(t);
+  }
+}
+
+// Lines of c that tiles have left in scratch memory, kLineRows numbers of each of some columns. They are moved a few at a time while later
+// tiles are multiplied: at once, they would wait for memory.
+struct Lines {
+  bf16 *from, *to;
+  int64_t stride, rows, left;  // of columns in c; numbers that c has; columns
+  bool second;                 // half of the scratch memory
+  DEEM_INLINE void move(int64_t count) {
+    for (count = min(count, left), left -= count; count > 0; count--, from += kLineRows, to += stride) {
+      const __mmask32 there = first_of(rows);
+      _mm512_mask_storeu_epi16(to, there, _mm512_maskz_loadu_epi16(there, from));
+    }
+  }
+};
+
+// What one thread multiplies.
+struct Worker {
+  const Product& p;
+  Room room;
+  Lines waiting{};
+
+  // Groups of rows by one panel; `next` is the panel, alone, or the block that comes next. `copied` as in find_rows.
+  void multiply(const Groups& groups, int64_t panel, int64_t next, const float* copied, int64_t first) {
+    const int64_t vec = first_vec(p, panel), vecs = first_vec(p, panel + 1) - vec, col = vec * kLanes;
+    const float* all = p.kept ? p.kept : room.panels;
+    PairTile t{};
+    t.cols = min(vecs * kLanes, p.cols.count - col);
+    t.c_row_stride = p.turned ? kLineRows : p.c_row_stride, t.c_size = p.c_size;
+    t.turned = p.turned;
+    for (int64_t at = 0; at < p.pairs; at += kRun) {
+      t.first = at == 0, t.last = at + kRun >= p.pairs;
+      t.panel = all + col * p.pairs + at * vecs * kLanes;
+      if (p.alone && !p.kept) {
+        pack_panel(p, panel, 2 * at, min(2 * kRun, p.k - 2 * at), room.own.panel);
+        t.panel = room.own.panel;
+      }
+      for (int64_t g = groups.begin; g < groups.end; g++) {
+        const int64_t row = g * kPairRows, mine = g - groups.begin;
+        find_rows(p, g, copied, first, at, t);
+        t.sums = room.own.sums + mine * kPairSums;
+        t.bias = p.bias ? p.bias + (p.turned ? row : col) : nullptr;
+        t.next = p.alone ? part_of_panel(p, next, mine, groups.end - groups.begin, at)
+                         : part_of_block(p, next, mine, groups, panel, at);
+        if (p.turned && t.last) {
+          turned_tile(t, vecs, g, g + 1 == groups.end, col);
+          continue;
+        }
+        t.c = p.c + (row * p.c_row_stride + col) * p.c_size;
+        run_tile(vecs, t);
+      }
+    }
+  }
+
+  void turned_tile(PairTile& t, int64_t vecs, int64_t group, bool last, int64_t col) {
+    bf16* lines = (bf16*)(room.own.lines + (waiting.second ? 0 : kOwnLines));
+    t.c = lines + group % kLineGroups * kPairRows;
+    waiting.move(kPanelMost / kLineGroups);
+    run_tile(vecs, t);
+    if (!last && group % kLineGroups + 1 < kLineGroups) return;
+    waiting.move(kPanelMost);
+    const int64_t row = group / kLineGroups * kLineRows;
+    waiting = {.from = lines,
+               .to = (bf16*)p.c + col * p.c_row_stride + row,
+               .stride = p.c_row_stride,
+               .rows = min(kLineRows, p.rows.count - row),
+               .left = t.cols,
+               .second = !waiting.second};
+  }
+
+  void multiply_block(int64_t i) {
+    const Groups block = block_of(p, i);
+    const float* copied = room.rows;
+    if (p.rows.across) {
+      copied = room.own.rows;
+      for (int64_t g = block.begin; g < block.end; g += kLineGroups)
+        copy_across(p, g * kPairRows, room.own.rows + (g - block.begin) * kPairRows * p.pairs);
+    }
+    // Where there is little depth, rows of c are written one after the other.
+    const bool by_row = p.pairs < kShallow && !p.turned;
+    for (int64_t g = block.begin; by_row && g < block.end; g++)
+      for (int64_t panel = 0; panel < p.panels; panel++) multiply({g, g + 1}, panel, p.blocks, copied, block.begin);
+    for (int64_t panel = 0; !by_row && panel < p.panels; panel++) multiply(block, panel, i + 1, copied, block.begin);
+  }
+};
+
+static void multiply(const Product& p, float* all, int64_t threads) {
+  const int64_t copies = row_packs(p), packs = p.alone || p.kept ? 0 : column_packs(p);
+  parallel_phases(
+      threads, copies + packs,
+      [&](int64_t i, int64_t) {
+        const Room room = room_of(p, all, 0);
+        if (i < copies) pack_rows(p, i, room.rows);
+        else pack_columns(p, i - copies, room.panels);
+      },
+      p.alone ? p.panels * p.blocks : p.blocks,
+      [&](int64_t i, int64_t thread) {
+        Worker worker{p, room_of(p, all, thread)};
+        if (p.alone) worker.multiply(block_of(p, i % p.blocks), i / p.blocks, i / p.blocks + 1, worker.room.rows, 0);
+        else worker.multiply_block(i);
+        worker.waiting.move(kPanelMost);
+      });
+}
+
+static void pair_gemm(const PackedGemmArgs& g) {
+  if (g.batch == 0 || g.m == 0 || g.n == 0) return;
+  const bool small = g.m * g.n * max<int64_t>(g.k, 1) * g.batch < 1 << 17;
+  const int64_t threads = small ? 1 : num_threads(), teams = min(threads, g.batch), of_team = teams > 1 ? 1 : threads;
+  Product p = plan(g, of_team);
+  const int64_t bias = g.bias ? whole_lanes(g.n) + kPanelMost : 0;
+  const int64_t need = row_numbers(p) + whole_lanes(panel_numbers(p)) + of_team * own_numbers(p);
+  const size_t bytes = scratch_size(size_t(bias + teams * need) * sizeof(float));
+  float* room = (float*)allocate(bytes);
+  if (g.bias) {
+    convert_row((const bf16*)g.bias, g.n, room);
+    for (int64_t i = g.n; i < bias; i++) room[i] = 0.0f;
+    p.bias = room;
+  }
+  parallel_items(teams, g.batch, [&](int64_t i, int64_t team) {
+    Product item = p;
+    const char *a = (const char*)g.a.data + i * g.a.step * kSize, *b = (const char*)g.b.data + i * g.b.step * kSize;
+    item.rows.source.data = p.turned ? b : a, item.cols.source.data = p.turned ? a : b;
+    item.c = (char*)g.c + i * g.c_step * p.c_size;
+    multiply(item, room + bias + team * need, of_team);
+  });
+  release(room, bytes);
+}
+
+static void pair_panels(const PairPanelsArgs& a) {
+  Product p{};
+  set_columns(p, {{a.lines, a.k, 0, nullptr}, false, a.n}, a.k);
+  parallel_for(column_packs(p), kLanes * a.k, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) pack_columns(p, i, (float*)a.to);
+  });
+}
+
+static const Register r1{pair_gemm_kernel, Device::cpu, pair_gemm};
+static const Register r2{pair_panels_kernel, Device::cpu, pair_panels};
+
+}  // namespace deem::DEEM_ISA
+#endif
