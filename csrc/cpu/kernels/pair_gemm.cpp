@@ -13,7 +13,7 @@ constexpr int64_t kRun = 1024;                      // pairs that a tile sums at
 constexpr int64_t kBlock = 12;                      // groups of kPairRows rows that share a panel in a core's cache
 constexpr int64_t kMostAlone = 128;                 // groups that may be a single block
 constexpr int64_t kPanelMost = kMostVecs * kLanes;  // columns of a panel, at most
-constexpr int64_t kShallow = 128;                   // pairs, below which panels are whole cache lines of c
+constexpr int64_t kShallow = 128;                   // pairs, below which rows of c are written one after the other
 constexpr int64_t kCopied = 2 * kLanes;             // rows that are copied side by side, where they lie across
 // Groups whose rows make a cache line of c where it is turned; blocks have whole lines.
 constexpr int64_t kLineGroups = 4, kLineRows = kLineGroups * kPairRows;
@@ -45,7 +45,7 @@ DEEM_INLINE int64_t first_vec(const Product& p, int64_t i) { return vecs_of(p) *
 DEEM_INLINE int64_t panel_of(const Product& p, int64_t vec) { return ((vec + 1) * p.panels - 1) / vecs_of(p); }
 static void set_columns(Product& p, const Operand& cols, int64_t k) {
   p.cols = cols, p.k = k, p.pairs = ceil_div(k, 2);
-  p.panels = ceil_div(vecs_of(p), p.pairs < kShallow ? 2 : kMostVecs);
+  p.panels = ceil_div(vecs_of(p), kMostVecs);
 }
 
 DEEM_INLINE bool is_alone(const Operand& rows, const Operand& cols, int64_t threads) {
@@ -317,11 +317,29 @@ struct Worker {
       for (int64_t g = block.begin; g < block.end; g += kLineGroups)
         copy_across(p, g * kPairRows, room.own.rows + (g - block.begin) * kPairRows * p.pairs);
     }
-    // Where there is little depth, rows of c are written one after the other.
-    const bool by_row = p.pairs < kShallow && !p.turned;
-    for (int64_t g = block.begin; by_row && g < block.end; g++)
-      for (int64_t panel = 0; panel < p.panels; panel++) multiply({g, g + 1}, panel, p.blocks, copied, block.begin);
-    for (int64_t panel = 0; !by_row && panel < p.panels; panel++) multiply(block, panel, i + 1, copied, block.begin);
+    if (p.pairs < kShallow && !p.turned) return multiply_rows(block, copied);
+    for (int64_t panel = 0; panel < p.panels; panel++) multiply(block, panel, i + 1, copied, block.begin);
+  }
+
+  // Where there is little depth, rows of c are written one after the other.
+  void multiply_rows(const Groups& block, const float* copied) {
+    const float* all = p.kept ? p.kept : room.panels;
+    PairTile t{};
+    t.first = t.last = true;
+    t.c_row_stride = p.c_row_stride, t.c_size = p.c_size;
+    for (int64_t g = block.begin; g < block.end; g++) {
+      find_rows(p, g, copied, block.begin, 0, t);
+      char* row = p.c + g * kPairRows * p.c_row_stride * p.c_size;
+      for (int64_t panel = 0, vec = 0, end; panel < p.panels; panel++, vec = end) {
+        end = first_vec(p, panel + 1);
+        const int64_t col = vec * kLanes;
+        t.cols = min((end - vec) * kLanes, p.cols.count - col);
+        t.panel = all + col * p.pairs;
+        t.bias = p.bias ? p.bias + col : nullptr;
+        t.c = row + col * p.c_size;
+        run_tile(end - vec, t);
+      }
+    }
   }
 };
 

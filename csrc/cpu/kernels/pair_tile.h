@@ -130,10 +130,6 @@ static void pair_tile(const PairTile& t) {
 #pragma GCC unroll 3
       for (int v = 0; v < V; v++) sums[c][m][v] = Vec{};
   auto& sum = sums[0];
-  if (t.last && !t.turned)
-    for (int m = 0; m < t.valid; m++)
-      for (int64_t at = 0; at < V * kLanes * t.c_size; at += 64)
-        __builtin_prefetch((const char*)t.c + m * t.c_row_stride * t.c_size + at, 1);
   const bf16* rows = t.rows;
   const float* panel = t.panel;
   const int64_t stride = t.row_stride, step = t.step;
