@@ -77,9 +77,11 @@ Engine::Engine() : p_(new Impl) {
       running_flag = task.cancel.get();
       running_progress = &task.progress;
       const auto start = Clock::now();
-      const int64_t teams = teams_of_openmp();
+      const int64_t teams = teams_of_openmp(), libraries = teams_of_libraries();
       task.run();
       alone = teams_of_openmp() == teams;
+      // A library's threads have a core then that the asking thread would take part on: it wakes beside the engine's, and both get half of one.
+      if (teams_of_libraries() != libraries) p->awaited = 0;
       small = Clock::now() - start < std::chrono::microseconds(20);
       running_flag = nullptr;
       running_progress = nullptr;

@@ -103,7 +103,7 @@ void set_num_threads(int n) {
 namespace {
 
 thread_local bool inside = false;
-thread_local int64_t openmp_teams = 0;
+thread_local int64_t openmp_teams = 0, library_teams = 0;
 
 struct Inside {
   bool before = inside;
@@ -181,9 +181,10 @@ void LentThread::work_until(const std::function<bool()>& over) {
 
 void openmp_takes_over() {
   change(kWaiting, kDismissed);
-  openmp_teams++;
+  openmp_teams++, library_teams++;
 }
 
 int64_t teams_of_openmp() { return openmp_teams; }
+int64_t teams_of_libraries() { return library_teams; }
 
 }  // namespace deem

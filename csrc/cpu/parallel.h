@@ -40,8 +40,9 @@ class LentThread {
 // none is lent.
 bool run_with_lent_thread(TeamBody body, void* context);
 
-void openmp_takes_over();   // a library is about to start threads of OpenMP's for the calling thread
-int64_t teams_of_openmp();  // that the calling thread has started so far, or libraries for it
+void openmp_takes_over();      // a library is about to start threads of OpenMP's for the calling thread
+int64_t teams_of_openmp();     // that the calling thread has started so far, or libraries for it
+int64_t teams_of_libraries();  // those of libraries alone
 
 void give_way();  // to other threads of this core
 

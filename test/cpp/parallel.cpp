@@ -75,9 +75,10 @@ TEST("teams: one thread at a time is lent, for teams of two, until OpenMP takes 
     EXPECT(run_with_lent_thread(Parts::body, &p));  // and takes back what the first, not at work yet, did not take
     EXPECT(p.calls == 2 && p.by[1] == std::this_thread::get_id());
     second.work_until([]() -> bool { throw ValueError("it is not lent"); });
-    const int64_t before = teams_of_openmp();
+    const int64_t before = teams_of_openmp(), libraries = teams_of_libraries();
     openmp_takes_over();
     EXPECT_EQ(teams_of_openmp(), before + 1);
+    EXPECT_EQ(teams_of_libraries(), libraries + 1);
     EXPECT(!run_with_lent_thread(Parts::body, &p));
     first.work_until([] { return false; });
   }
@@ -96,6 +97,20 @@ TEST("teams: a thread that asks for one operation after the other takes part in 
       helped = run_with_lent_thread(Parts::body, &p) && p.by[1] == asking;
     });
   EXPECT(helped);
+  // Not after a library has started threads, but again when it has not for a while.
+  auto was_helped = [](bool library) {
+    bool asked = false;
+    Engine::get().run_sync([&, asking = std::this_thread::get_id()] {
+      if (library) openmp_takes_over();
+      Parts p;
+      asked = run_with_lent_thread(Parts::body, &p) && p.by[1] == asking;
+    });
+    return asked;
+  };
+  was_helped(true);
+  for (int i = 0; i < 8; i++) EXPECT(!was_helped(false));
+  for (helped = false; !helped && std::chrono::steady_clock::now() < end;) helped = was_helped(false);
+  EXPECT(helped);
   // A team in a team is the thread itself.
   std::vector<int> calls(100);
   Engine::get().run_sync([&] {
@@ -110,6 +125,28 @@ TEST("teams: a thread that asks for one operation after the other takes part in 
     EXPECT(!in_team());
   });
   for (int n : calls) EXPECT_EQ(n, 1);
+}
+
+TEST("shares: every item is taken once, a thread's own before those of others") {
+  for (const auto [n, threads] : {std::pair<int64_t, int64_t>{0, 2}, {1, 3}, {7, 2}, {10, 3}, {3, 40}, {1000, 40}}) {
+    Shares shares(n, threads);
+    std::vector<int> taken(size_t(n), 0);
+    for (int64_t i; (i = shares.take(1)) >= 0;) {
+      if (n == 10 && taken[3] + taken[4] + taken[5] < 3) EXPECT(i >= 3 && i < 6);
+      taken[size_t(i)]++;
+    }
+    EXPECT_EQ(shares.take(0), -1);
+    for (int count : taken) EXPECT_EQ(count, 1);
+  }
+  Shares shares(100000, 4);
+  std::vector<int> taken(100000, 0);
+  std::vector<std::thread> threads;
+  for (int me = 0; me < 4; me++)
+    threads.emplace_back([&, me] {
+      for (int64_t i; (i = shares.take(me)) >= 0;) taken[size_t(i)]++;
+    });
+  for (auto& t : threads) t.join();
+  for (int count : taken) EXPECT_EQ(count, 1);
 }
 
 }  // namespace deem::test

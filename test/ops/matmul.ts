@@ -178,13 +178,18 @@ function wholeNumbers(m: number, k: number, n: number): { a: Float32Array; b: Fl
   return { a, b, c }
 }
 
-// Runs of k, blocks, chunks, the last tile's edges, and (the last three) k in parts, where the shared operand would be too large; of bf16 in pairs the
-// last.
+// Runs of k, blocks, chunks, the last tile's edges, and (the last three) k in parts, where the shared operand would be too large. Of bf16 in pairs: k of
+// one run and more, also without a partner for its last number and with little depth; rows that are one block, or several; one to three
+// registers of columns, and c or its transpose.
 for (const [m, k, n] of [
   [29, 1100, 161],
   [900, 530, 40],
   [40, 1100, 1500],
   [300, 1030, 1300],
+  [70, 2063, 150],
+  [203, 33, 331],
+  [14, 2049, 420],
+  [1100, 257, 49],
   [9, 600000, 20],
   [40, 220000, 30],
   [256, 66000, 256],

@@ -174,42 +174,51 @@ static void pack_rows(const Product& p, int64_t i, float* to) {
 
 // ---- what comes next ------------------------------------------------------------------------------------------------
 
-// What the tile of `group`, one of `now`, asks for of what is read after this: a part of the same pairs of panel or block `next`.
-static Next part_of_panel(const Product& p, int64_t next, int64_t mine, int64_t all, int64_t pair) {
+// What tiles ask for of what is read after them, the same pairs of panel or block `next`: the first of some groups its part, the following ones what
+// lies `step` bytes further on each, as far as they are `tiles`.
+struct Following {
+  Next first;
+  int64_t step = 0, tiles = 0;
+  DEEM_INLINE Next of(int64_t tile) const {
+    if (tile >= tiles) return {};
+    Next next = first;
+    next.at += tile * step;
+    return next;
+  }
+};
+
+static Following following_panel(const Product& p, int64_t next, int64_t tiles, int64_t pair) {
   if (next >= p.panels) return {};
   const int64_t first = first_vec(p, next) * kLanes, columns = first_vec(p, next + 1) * kLanes - first;
   if (p.kept) {
-    const int64_t count = ceil_div(columns, all);  // cache lines, of which kLanes pairs have as many as columns
-    const float* at = p.kept + first * p.pairs + pair * columns + mine * count * kLanes;
-    return {(const char*)at, count, 64, kLanes * columns * int64_t(sizeof(float))};
+    const int64_t count = ceil_div(columns, tiles);  // cache lines, of which kLanes pairs have as many as columns
+    return {
+        {(const char*)(p.kept + first * p.pairs + pair * columns), count, 64, kLanes * columns * 4}, count * 64, tiles};
   }
   const PackSource& s = p.cols.source;
-  const int64_t stride = s.stride * kSize;
+  const int64_t stride = s.stride * kSize, count = ceil_div(p.cols.across ? 2 * kLanes : columns, tiles);
   const char* at = (const char*)s.data;
-  if (p.cols.across) {
-    const int64_t count = ceil_div(2 * kLanes, all);
-    return {at + (2 * pair + mine * count) * stride + first * kSize, count, stride, 2 * kLanes * stride};
-  }
-  const int64_t count = ceil_div(columns, all);
-  return {at + (first + mine * count) * stride + 2 * pair * kSize, count, stride, 2 * kLanes * kSize};
+  if (p.cols.across)
+    return {{at + 2 * pair * stride + first * kSize, count, stride, 2 * kLanes * stride}, count * stride, tiles};
+  return {{at + first * stride + 2 * pair * kSize, count, stride, 2 * kLanes * kSize}, count * stride, tiles};
 }
-static Next part_of_block(const Product& p, int64_t next, int64_t of_block, const Groups& now, int64_t panel,
-                          int64_t pair) {
+
+static Following following_block(const Product& p, int64_t next, int64_t tiles, int64_t panel, int64_t pair) {
   if (next >= p.blocks) return {};
-  const PackSource& s = p.rows.source;
   const Groups rows = block_of(p, next);
-  const int64_t stride = s.stride * kSize;
+  const int64_t stride = p.rows.source.stride * kSize, first = rows.begin * kPairRows;
+  const char* at = (const char*)p.rows.source.data;
   if (p.rows.across) {
-    const int64_t mine = panel * (now.end - now.begin) + of_block;  // rows of memory, two for each pair
-    if (mine >= 2 * kLanes) return {};
-    const int64_t bytes = (rows.end - rows.begin) * kPairRows * kSize;
-    return {(const char*)s.data + (2 * pair + mine) * stride + rows.begin * kPairRows * kSize, ceil_div(bytes, 64), 64,
-            2 * kLanes * stride};
+    const int64_t done = panel * tiles,
+                  bytes = (rows.end - rows.begin) * kPairRows * kSize;  // rows of memory, two a pair
+    return {{at + (2 * pair + done) * stride + first * kSize, ceil_div(bytes, 64), 64, 2 * kLanes * stride},
+            stride,
+            2 * kLanes - done};
   }
-  const int64_t count = ceil_div(kPairRows, p.panels), mine = panel * count;
-  if (mine >= kPairRows) return {};
-  return {(const char*)s.data + ((rows.begin + of_block) * kPairRows + mine) * stride + 2 * pair * kSize, count, stride,
-          2 * kLanes * kSize};
+  const int64_t count = ceil_div(kPairRows, p.panels), done = panel * count;
+  if (done >= kPairRows) return {};
+  return {
+      {at + (first + done) * stride + 2 * pair * kSize, count, stride, 2 * kLanes * kSize}, kPairRows * stride, tiles};
 }
 
 // ---- multiplying ------------------------------------------------------------------------------------------------------
@@ -276,13 +285,15 @@ struct Worker {
         pack_panel(p, panel, 2 * at, min(2 * kRun, p.k - 2 * at), room.own.panel);
         t.panel = room.own.panel;
       }
+      const int64_t tiles = groups.end - groups.begin;
+      const Following following =
+          p.alone ? following_panel(p, next, tiles, at) : following_block(p, next, tiles, panel, at);
       for (int64_t g = groups.begin; g < groups.end; g++) {
         const int64_t row = g * kPairRows, mine = g - groups.begin;
         find_rows(p, g, copied, first, at, t);
         t.sums = room.own.sums + mine * kPairSums;
         t.bias = p.bias ? p.bias + (p.turned ? row : col) : nullptr;
-        t.next = p.alone ? part_of_panel(p, next, mine, groups.end - groups.begin, at)
-                         : part_of_block(p, next, mine, groups, panel, at);
+        t.next = following.of(mine);
         if (p.turned && t.last) {
           turned_tile(t, vecs, g, g + 1 == groups.end, col);
           continue;
