@@ -9,9 +9,12 @@ constinit Kernel<PackedGemmArgs> packed_gemm_kernel{"packed_gemm"};
 constinit Kernel<PackedGemmArgs> pair_gemm_kernel{"pair_gemm"};
 constinit Kernel<PairPanelsArgs> pair_panels_kernel{"pair_panels"};
 
+// Where the machine multiplies them, and the kernel for it was built.
+static bool in_pairs(DType t) { return multiplies_short(t) && pair_gemm_kernel.fn[int(Device::cpu)][current_isa()]; }
+
 static void gemm(const GemmArgs& g) {
   const bool rows = g.a.col_stride == 1, columns = g.b.row_stride == 1;  // whether k numbers lie side by side
-  const auto& kernel = multiplies_short(g.dtype) ? pair_gemm_kernel : packed_gemm_kernel;
+  const auto& kernel = in_pairs(g.dtype) ? pair_gemm_kernel : packed_gemm_kernel;
   kernel(Device::cpu, {.batch = g.batch,
                        .m = g.a.rows,
                        .n = g.b.cols,
@@ -31,7 +34,7 @@ static void gemm(const GemmArgs& g) {
 
 static void prepack(const PrepackArgs& a) {
   const int64_t n = a.weight.size(0), k = a.weight.size(1);
-  if (!multiplies_short(a.weight.dtype())) return;
+  if (!in_pairs(a.weight.dtype())) return;
   a.packed = Tensor::empty({pair_panel_numbers(k, n)}, a.weight.dtype());
   pair_panels_kernel(Device::cpu, {.lines = a.weight.raw(), .k = k, .n = n, .to = a.packed.raw()});
 }

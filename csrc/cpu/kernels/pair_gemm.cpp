@@ -264,6 +264,8 @@ struct Lines {
   }
 };
 
+namespace {  // whose functions no other object shares
+
 // What one thread multiplies.
 struct Worker {
   const Product& p;
@@ -353,6 +355,8 @@ struct Worker {
     }
   }
 };
+
+}  // namespace
 
 static void multiply(const Product& p, float* all, int64_t threads) {
   const int64_t copies = row_packs(p), packs = p.alone || p.kept ? 0 : column_packs(p);
