@@ -128,7 +128,7 @@ TEST("teams: a thread that asks for one operation after the other takes part in 
 }
 
 TEST("shares: every item is taken once, a thread's own before those of others") {
-  for (const auto [n, threads] : {std::pair<int64_t, int64_t>{0, 2}, {1, 3}, {7, 2}, {10, 3}, {3, 40}, {1000, 40}}) {
+  for (const auto& [n, threads] : {std::pair<int64_t, int64_t>{0, 2}, {1, 3}, {7, 2}, {10, 3}, {3, 40}, {1000, 40}}) {
     Shares shares(n, threads);
     std::vector<int> taken(size_t(n), 0);
     for (int64_t i; (i = shares.take(1)) >= 0;) {
