@@ -119,7 +119,7 @@ DEEM_INLINE void find_rows(const Product& p, int64_t group, const float* copied,
     t.step = 2, whole = true;
   t.rows += pair * t.step;
   t.odd = t.last && whole && p.k % 2 != 0;
-  t.pairs = min(kRun, p.pairs - pair) - t.odd;
+  t.pairs = min(p.run, p.pairs - pair) - t.odd;
   t.valid = min<int64_t>(kPairRows, p.rows.count - row);
 }
 
@@ -161,11 +161,11 @@ struct Worker {
     t.cols = min(vecs * kLanes, p.cols.count - col);
     t.c_row_stride = p.turned ? kLineRows : p.c_row_stride, t.c_size = p.c_size;
     t.turned = p.turned;
-    for (int64_t at = 0; at < p.pairs; at += kRun) {
-      t.first = at == 0, t.last = at + kRun >= p.pairs;
+    for (int64_t at = 0; at < p.pairs; at += p.run) {
+      t.first = at == 0, t.last = at + p.run >= p.pairs;
       t.panel = all + col * p.pairs + at * vecs * kLanes;
       if (p.alone && !p.kept) {
-        pack_panel(p, panel, 2 * at, min(2 * kRun, p.k - 2 * at), room.own.panel);
+        pack_panel(p, panel, 2 * at, min(2 * p.run, p.k - 2 * at), room.own.panel);
         t.panel = room.own.panel;
       }
       const int64_t tiles = groups.end - groups.begin;

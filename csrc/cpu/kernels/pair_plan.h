@@ -6,7 +6,6 @@
 #if defined(DEEM_ISA) && DEEM_ISA_INDEX >= 3
 namespace deem::DEEM_ISA {
 
-constexpr int64_t kRun = 1024;                      // pairs that a tile sums at once, at most
 constexpr int64_t kBlock = 12;                      // groups of kPairRows rows that share a panel in a core's cache
 constexpr int64_t kMostAlone = 128;                 // groups that may be a single block
 constexpr int64_t kPanelMost = kMostVecs * kLanes;  // columns of a panel, at most
@@ -23,6 +22,8 @@ struct Operand {
   int64_t count;
 };
 
+constexpr int64_t kMostShared = int64_t(16) << 20;  // bytes of panels that a cache which threads share may hold
+
 struct Product {
   Operand rows, cols;
   int64_t k, pairs;
@@ -33,6 +34,7 @@ struct Product {
   int64_t c_row_stride;
   int64_t c_size;                  // bytes of a number of c
   int64_t groups, panels, blocks;  // of rows, of columns, of groups
+  int64_t run;                     // pairs that a tile sums at once, at most
   bool alone;                      // all rows meet a panel before the next one, which who multiplies packs
 };
 
@@ -70,9 +72,14 @@ static Product plan(const PackedGemmArgs& g, int64_t threads) {
   p.c_row_stride = g.c_row_stride, p.c_size = int64_t(size_of(g.c_dtype));
   p.groups = ceil_div(p.rows.count, kPairRows);
   p.alone = is_alone(p.rows, p.cols, threads);
+  // Panels that every block reads from memory meet larger blocks, whose rows have room in a core's cache by shorter runs.
+  const bool large = !p.alone && vecs_of(p) * kLanes * p.pairs * 4 > kMostShared;
+  p.run = large ? 512 : 1024;
   // Blocks are work for threads to share; alone, panels are, and rows are cut only where those are few and nobody packs them.
   const int64_t many = threads > 1 ? kPieces * threads : 1;
-  const int64_t blocks = !p.alone ? max(ceil_div(p.groups, kBlock), many) : p.kept ? ceil_div(2 * many, p.panels) : 1;
+  const int64_t blocks = !p.alone ? max(ceil_div(p.groups, large ? 2 * kBlock : kBlock), many)
+                         : p.kept ? ceil_div(2 * many, p.panels)
+                                  : 1;
   p.blocks = min(ceil_div(p.groups, kLineGroups), p.alone ? blocks : ceil_div(blocks, threads) * threads);
   return p;
 }
@@ -102,8 +109,8 @@ DEEM_INLINE int64_t row_numbers(const Product& p) {
 DEEM_INLINE int64_t panel_numbers(const Product& p) { return p.alone || p.kept ? 0 : vecs_of(p) * kLanes * p.pairs; }
 // Of a thread: lines of c, sums of a block's tiles, a run of a panel, rows.
 constexpr int64_t kOwnLines = kPanelMost * kLineRows / 2;
-DEEM_INLINE int64_t own_sums(const Product& p) { return p.pairs > kRun ? most_groups(p) * kPairSums : 0; }
-DEEM_INLINE int64_t own_panel(const Product& p) { return p.alone && !p.kept ? kPanelMost * min(kRun, p.pairs) : 0; }
+DEEM_INLINE int64_t own_sums(const Product& p) { return p.pairs > p.run ? most_groups(p) * kPairSums : 0; }
+DEEM_INLINE int64_t own_panel(const Product& p) { return p.alone && !p.kept ? kPanelMost * min(p.run, p.pairs) : 0; }
 DEEM_INLINE int64_t own_rows(const Product& p) {
   return p.rows.across && !p.alone ? copied_numbers(p, most_groups(p) * kPairRows) : 0;
 }
