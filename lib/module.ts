@@ -110,9 +110,9 @@ export class Module implements Disposable {
     )
   }
   /**
-   * Keeps matching weights of linear layers a second time, in the order in which products of many rows read them, where this machine is
-   * faster that way: bf16 on a CPU with AVX512_BF16. Twice the memory for these weights; products of 64 to some hundred rows take a twentieth
-   * to a fifth less time. A weight whose values are written, by `assign`, `load` or an optimizer, is no longer kept so.
+   * Keeps matching weights of linear layers a second time, as the panels that products of more than a few rows read, where this machine is
+   * faster that way: bf16 on a CPU with AVX512_BF16. Twice the memory for these weights, for some percent of the time. A weight whose
+   * values are written, by `assign`, `load` or an optimizer, is no longer kept so.
    * Results may differ in the last bits. Returns how many are kept: 0 where nothing is gained.
    */
   prepack(match: NameMatch = '', call: CallOptions = {}): Promise<number> {
