@@ -209,6 +209,35 @@ for (const [m, k, n] of [
     }
   })
 
+// The last number of a line is read beside the first of the next one.
+for (const dtype of ['f32', 'bf16', 'f16'] as const)
+  test(`matmul: what is not finite stays in its row and column where k is odd, ${dtype}`, (t) => {
+    const [m, k, n] = [43, 33, 85]
+    const { a, b, c } = wholeNumbers(m, k, n)
+    const bad = 9
+    for (const inA of [true, false]) {
+      const [left, right] = [a.slice(), b.slice()]
+      if (inA) left[bad * k] = Number.POSITIVE_INFINITY
+      else right[bad] = Number.NaN
+      const x = ops.cast(tensor(left, [m, k]), dtype)
+      const y = ops.cast(tensor(right, [k, n]), dtype)
+      const want = ops.cast(tensor(c, [m, n]), dtype).toFloat32()
+      for (const [ta, tb] of kinds) {
+        using p = ta ? ops.contiguous(ops.permute(x, [1, 0])) : ops.mulScalar(x, 1)
+        using q = tb ? ops.contiguous(ops.permute(y, [1, 0])) : ops.mulScalar(y, 1)
+        using z = ops.matmul(p, q, ta, tb)
+        const got = z.toFloat32()
+        const touched = (i: number) => (inA ? Math.floor(i / n) : i % n) === bad
+        t.deepEqual(
+          got.filter((_, i) => !touched(i)),
+          want.filter((_, i) => !touched(i)),
+          `${ta ? 'a^T' : 'a'} ${tb ? 'b^T' : 'b'}`,
+        )
+        t.true(got.every((v, i) => !touched(i) || !Number.isFinite(v)))
+      }
+    }
+  })
+
 test('matmul: a bias is added once where k is taken in parts', (t) => {
   const [m, k, n] = [20, 500000, 18]
   const { a, b, c } = wholeNumbers(m, k, n)
