@@ -114,7 +114,7 @@ static void packed_weights(const ConvWeightsArgs& a) {
   if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
 }
 
-// ---- pixels that are their own patches, few pixels and large weights, or a gradient to few channels: products (cpu/im2col.h) ----------------------------------------------
+// ---- products: of pixels that are their own patches, few pixels and large weights, a gradient to few channels (cpu/im2col.h) ----
 
 // Where copying the weights would cost as much as a good part of the work; measured by `npm run bench -- conv`.
 static bool few_pixels(const ConvSizes& s) {

@@ -1,4 +1,5 @@
-// The only place that knows oneDNN, which convolves what our own kernels do not. Primitives are built once per problem and kept; a call sets pointers and executes.
+// The only place that knows oneDNN, which convolves what our own kernels do not. Primitives are built once per problem and kept; a call
+// sets pointers and executes.
 // All calls come from the engine thread, which owns the OpenMP team.
 #pragma once
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Matrix products whose operands are copied into panels first: so the inner loop reads memory in its own order however they lie,
-// 16-bit numbers are widened on the way, or stay as they are in pairs, and the patches of a convolution are never written out.
+// Matrix products. Operands are copied into panels first, so that the inner loop reads memory in its own order however they lie, 16-bit numbers are
+// widened on the way, and the patches of a convolution are never written out. Of bf16 in pairs only one operand is copied.
 #pragma once
 #include "ops/conv.h"
 

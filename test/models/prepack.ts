@@ -12,7 +12,7 @@ const config = {
   num_hidden_layers: 2,
   num_attention_heads: 2,
   cross_attention_frequency: 2,
-  intermediate_size: 130,
+  intermediate_size: 230, // whose panels are enough for two threads
   hidden_dropout_prob: 0,
   attention_probs_dropout_prob: 0,
 }

@@ -178,6 +178,9 @@ function wholeNumbers(m: number, k: number, n: number): { a: Float32Array; b: Fl
   return { a, b, c }
 }
 
+/** A matrix as it lies or, `turned`, as its transpose does. */
+const laid = (x: Tensor, turned: boolean) => (turned ? ops.contiguous(ops.permute(x, [1, 0])) : ops.mulScalar(x, 1))
+
 // Runs of k, blocks, chunks, the last tile's edges, and (the last three) k in parts, where the shared operand would be too large. Of bf16 in pairs: k of
 // one run and more, also without a partner for its last number and with little depth; rows that are one block, or several; one to three
 // registers of columns, and c or its transpose.
@@ -201,8 +204,8 @@ for (const [m, k, n] of [
       const y = ops.cast(tensor(b, [k, n]), dtype)
       const want = ops.cast(tensor(c, [m, n]), dtype).toFloat32()
       for (const [ta, tb] of kinds) {
-        using left = ta ? ops.contiguous(ops.permute(x, [1, 0])) : ops.mulScalar(x, 1)
-        using right = tb ? ops.contiguous(ops.permute(y, [1, 0])) : ops.mulScalar(y, 1)
+        using left = laid(x, ta)
+        using right = laid(y, tb)
         using z = ops.matmul(left, right, ta, tb)
         t.deepEqual(z.toFloat32(), want, `${dtype}${ta ? ', a^T' : ''}${tb ? ', b^T' : ''}`)
       }
@@ -223,8 +226,8 @@ for (const dtype of ['f32', 'bf16', 'f16'] as const)
       const y = ops.cast(tensor(right, [k, n]), dtype)
       const want = ops.cast(tensor(c, [m, n]), dtype).toFloat32()
       for (const [ta, tb] of kinds) {
-        using p = ta ? ops.contiguous(ops.permute(x, [1, 0])) : ops.mulScalar(x, 1)
-        using q = tb ? ops.contiguous(ops.permute(y, [1, 0])) : ops.mulScalar(y, 1)
+        using p = laid(x, ta)
+        using q = laid(y, tb)
         using z = ops.matmul(p, q, ta, tb)
         const got = z.toFloat32()
         const touched = (i: number) => (inA ? Math.floor(i / n) : i % n) === bad
