@@ -134,6 +134,9 @@ function store(torch: string, cases: Record<string, Errors>): void {
     return ` ${JSON.stringify(kind)}: ${JSON.stringify(entry)}`
   })
   const path = join(fixtures, 'bf16.json')
-  writeFileSync(path, `{"torch": "${torch}", "draws": ${Math.min(storedDraws, draws + 1)}, "cases": {\n${stored.join(',\n')}\n}}\n`)
+  writeFileSync(
+    path,
+    `{"torch": "${torch}", "draws": ${Math.min(storedDraws, draws + 1)}, "cases": {\n${stored.join(',\n')}\n}}\n`,
+  )
   JSON.parse(readFileSync(path, 'utf8'))
 }

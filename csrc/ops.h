@@ -59,6 +59,10 @@ Activation activation_from_name(const std::string& name);  // throws ConfigError
 Tensor matmul(const Tensor& a, const Tensor& b, bool transpose_a = false, bool transpose_b = false);
 // x [..., I], weight [O, I], bias [O] -> act(x weight^T + bias) [..., O]
 Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias = {}, Activation act = Activation::none);
+// residual [..., O] + linear(x, weight, bias) * scale [O], or times 1. The bits of these operations one after the other, in one where no gradient is
+// wanted and the kernel can.
+Tensor add_linear(const Tensor& residual, const Tensor& x, const Tensor& weight, const MaybeTensor& bias = {},
+                  const MaybeTensor& scale = {});
 // Keeps a linear weight [O, I] of the CPU a second time, in the order in which products of many rows read it, until its values are written.
 // Whether it is kept: only where that is faster on this machine.
 bool prepack(const Tensor& weight);

@@ -73,6 +73,11 @@ export interface Ops {
   matmul(a: Tensor, b: Tensor, transposeA: boolean, transposeB: boolean): Tensor
   linear(x: Tensor, weight: Tensor, bias: Tensor | null, activation: Activation): Tensor
   /**
+   * `residual + linear(x, weight, bias) * scale`: residual `[..., out]`, scale `[out]` or null for 1 (ConvNeXt's layer scale). The bits of these
+   * operations one after the other; where no gradient is wanted, bf16 may take one pass for all.
+   */
+  addLinear(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | null, scale: Tensor | null): Tensor
+  /**
    * `[out, in]` in 8 or 4 bits a number, in groups of 32, 64 or 128 numbers of a row that share an f16 scale (and an f16 offset unless
    * symmetric): u8 `[out, row bytes]`. Rounds to nearest. Throws ERR_VALUE for numbers that are not finite.
    */

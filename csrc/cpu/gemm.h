@@ -2,6 +2,7 @@
 // widened on the way, and the patches of a convolution are never written out. Of bf16 in pairs only one operand is copied.
 #pragma once
 #include "ops/conv.h"
+#include "ops/matmul.h"
 
 namespace deem {
 
@@ -36,6 +37,7 @@ struct PackedGemmArgs {
   void* c;
   int64_t c_row_stride, c_step;  // elements
   DType dtype, c_dtype;
+  GemmAfter* after = nullptr;      // of pair_gemm_kernel, which does it where c is bf16
   const void* packed_b = nullptr;  // of pair_gemm_kernel: b as pair_panels_kernel left it, or null
 };
 extern Kernel<PackedGemmArgs> packed_gemm_kernel;

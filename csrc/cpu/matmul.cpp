@@ -29,6 +29,7 @@ static void gemm(const GemmArgs& g) {
                        .c_step = g.a.rows * g.c_row_stride,
                        .dtype = g.dtype,
                        .c_dtype = g.c_dtype,
+                       .after = g.after,
                        .packed_b = g.packed_b});
 }
 

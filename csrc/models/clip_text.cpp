@@ -59,8 +59,8 @@ Tensor ClipText::operator()(const Tensor& ids) const {
   for (const Layer& l : layers) {
     Tensor h = l.layer_norm1(x);
     Tensor y = attention(split(l.q_proj(h)), split(l.k_proj(h)), split(l.v_proj(h)), {}, {.causal = true});
-    x = add(x, l.out_proj(reshape(y, {batch, length, width})));
-    x = add(x, l.fc2(l.fc1(l.layer_norm2(x), config.hidden_act)));
+    x = l.out_proj.added_to(x, reshape(y, {batch, length, width}));
+    x = l.fc2.added_to(x, l.fc1(l.layer_norm2(x), config.hidden_act));
   }
   return final_layer_norm(x);
 }

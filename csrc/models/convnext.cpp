@@ -37,9 +37,9 @@ ConvNext::Block::Block(const Scope& s, int64_t width, const ConvNextConfig& c, d
       drop_path(drop_path) {}
 
 Tensor ConvNext::Block::operator()(const Tensor& x, Mode mode) const {
-  Tensor y = mul(fc2(fc1(norm(conv_dw(x)), Activation::gelu)), gamma);
-  if (mode.training && drop_path > 0) y = deem::drop_path(y, drop_path);
-  return add(x, y);
+  const Tensor h = fc1(norm(conv_dw(x)), Activation::gelu);
+  if (!mode.training || drop_path == 0) return fc2.added_to(x, h, gamma);
+  return add(x, deem::drop_path(mul(fc2(h), gamma), drop_path));
 }
 
 static Conv2d patches(const Scope& s, int64_t in, int64_t out, int64_t side) {

@@ -128,21 +128,22 @@ struct LayerState {
 
 }  // namespace
 
-static Tensor self_attention(const Llama::Layer& l, const LlamaConfig& c, const Tensor& x, const Pass& pass,
-                             LayerState* state) {
+// residual + what the layer's attention makes of x
+static Tensor add_self_attention(const Tensor& residual, const Llama::Layer& l, const LlamaConfig& c, const Tensor& x,
+                                 const Pass& pass, LayerState* state) {
   int64_t batch = x.size(0), length = x.size(1), head_size = c.hidden_size / c.num_attention_heads;
   auto split = [&](const Tensor& t, int64_t heads) { return reshape(t, {batch, length, heads, head_size}); };
   Tensor q = rope_by(split(l.q_proj(x), c.num_attention_heads), pass.turns);
   Tensor k = rope_by(split(l.k_proj(x), c.num_key_value_heads), pass.turns);
   Tensor v = split(l.v_proj(x), c.num_key_value_heads);
   if (state) std::tie(k, v) = state->extend(k, v);
-  return l.o_proj(reshape(planned_attention(q, k, v, pass.plan), {batch, length, c.hidden_size}));
+  return l.o_proj.added_to(residual, reshape(planned_attention(q, k, v, pass.plan), {batch, length, c.hidden_size}));
 }
 
 // features: of images that the state does not know yet, or undefined.
 static Tensor run_layer(const Llama::Layer& l, const LlamaConfig& c, Tensor x, const Tensor& features, const Pass& pass,
                         LayerState* state) {
-  x = add(x, self_attention(l, c, l.input_norm(x), pass, state));
+  x = add_self_attention(x, l, c, l.input_norm(x), pass, state);
   if (l.cross && pass.relative) {
     const Llama::Layer::Cross& cross = *l.cross;
     Tensor value = features ? cross.attn.project(cross.norm2(features)) : Tensor();
@@ -155,7 +156,7 @@ static Tensor run_layer(const Llama::Layer& l, const LlamaConfig& c, Tensor x, c
     x = add(x, mul(y, tanh(cross.gate)));
   }
   Tensor h = l.post_attention_norm(x);
-  return add(x, l.down_proj(mul(l.gate_proj(h, Activation::silu), l.up_proj(h))));
+  return l.down_proj.added_to(x, mul(l.gate_proj(h, Activation::silu), l.up_proj(h)));
 }
 
 static Tensor counted_positions(int64_t batch, int64_t length, int64_t done) {

@@ -156,6 +156,10 @@ struct Linear {
   Linear(const Scope& s, int64_t in, int64_t out, bool with_bias = true);  // U(-1/sqrt(in), 1/sqrt(in))
   Linear(const Scope& s, int64_t in, int64_t out, bool with_bias, const Init& weight_init, const Init& bias_init);
   Tensor operator()(const Tensor& x, Activation act = Activation::none) const { return linear(x, weight, bias, act); }
+  // residual + (*this)(x) * scale; residual [..., O], scale [O] or none
+  Tensor added_to(const Tensor& residual, const Tensor& x, const MaybeTensor& scale = {}) const {
+    return add_linear(residual, x, weight, bias, scale);
+  }
 };
 
 struct Conv2d {

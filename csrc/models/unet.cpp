@@ -74,9 +74,10 @@ Unet::Attention::Attention(const Scope& s, int64_t width, int64_t context_width,
       to_out(s / "to_out" / 0, width, width),
       heads(heads) {}
 
-Tensor Unet::Attention::operator()(const Tensor& x, const Tensor& context) const {
+Tensor Unet::Attention::added_to(const Tensor& residual, const Tensor& x, const Tensor& context) const {
   auto split = [this](const Tensor& t) { return reshape(t, {t.size(0), t.size(1), heads, t.size(2) / heads}); };
-  return to_out(reshape(attention(split(to_q(x)), split(to_k(context)), split(to_v(context))), x.shape()));
+  return to_out.added_to(residual,
+                         reshape(attention(split(to_q(x)), split(to_k(context)), split(to_v(context))), x.shape()));
 }
 
 Unet::Transformer::Transformer(const Scope& s, int64_t width, int64_t heads, const UnetConfig& c)
@@ -108,9 +109,9 @@ Tensor Unet::Transformer::operator()(const Tensor& x, const Tensor& context) con
   };
   Tensor h = project(reshape(norm(x), {n, x.size(1) * x.size(2), c}), proj_in_weight, proj_in_bias);
   Tensor n1 = norm1(h);
-  h = add(h, attn1(n1, n1));
-  h = add(h, attn2(norm2(h), context));
-  h = add(h, ff_out(geglu(ff_in(norm3(h)))));
+  h = attn1.added_to(h, n1, n1);
+  h = attn2.added_to(h, norm2(h), context);
+  h = ff_out.added_to(h, geglu(ff_in(norm3(h))));
   return add(x, reshape(project(h, proj_out_weight, proj_out_bias), x.shape()));
 }
 

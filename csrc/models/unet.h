@@ -32,7 +32,8 @@ struct Unet {
     Linear to_q, to_k, to_v, to_out;
     int64_t heads;
     Attention(const Scope& s, int64_t width, int64_t context_width, int64_t heads);
-    Tensor operator()(const Tensor& x, const Tensor& context) const;
+    // residual + what attention makes of x
+    Tensor added_to(const Tensor& residual, const Tensor& x, const Tensor& context) const;
   };
   // Self attention, cross attention and a gated feed-forward over the positions of a map, with a residual around all.
   struct Transformer {

@@ -72,6 +72,7 @@ void init_ops(Napi::Env env, Napi::Object exports) {
   OP("norm", norm);
   OP("matmul", matmul);
   OP("linear", linear);
+  OP("addLinear", add_linear);
   OP("quantize", quantize);
   OP("dequantize", dequantize);
   OP("quantizedLinear", quantized_linear_op);

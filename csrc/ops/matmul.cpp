@@ -1,4 +1,4 @@
-// Matrix products. matmul: c = a b, batched over leading axes. linear: y = act(x weight^T + bias).
+// Matrix products. matmul: c = a b, batched over leading axes. linear: y = act(x weight^T + bias). add_linear: r + (x weight^T + bias) scale.
 #include "ops/matmul.h"
 
 #include <algorithm>
@@ -54,7 +54,7 @@ static GemmOperand operand(const Tensor& t, int64_t rows, int64_t cols, bool tra
 
 // c [batch, M, N] from contiguous operands; either may be stored transposed. K == 0 gives zeros.
 static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const MaybeTensor& bias, const Tensor& c,
-                    int64_t batch, int64_t m, int64_t k, int64_t n) {
+                    int64_t batch, int64_t m, int64_t k, int64_t n, GemmAfter* after = nullptr) {
   if (batch * m * n == 0) return;
   if (k == 0) {
     copy_into(c, broadcast_to(Tensor::zeros({}, c.dtype(), c.device()), c.shape()));
@@ -77,16 +77,16 @@ static void product(const Tensor& a, bool ta, const Tensor& b, bool tb, const Ma
                                  .y_dtype = c.dtype()});
     return;
   }
-  gemm_kernel(c.device(),
-              {.batch = batch,
-               .a = operand(a, ta ? k : m, ta ? m : k, ta, false),
-               .b = operand(b, tb ? n : k, tb ? k : n, tb, false),
-               .bias = bias ? bias->raw() : nullptr,
-               .c = c.raw(),
-               .c_row_stride = n,
-               .dtype = a.dtype(),
-               .c_dtype = c.dtype(),
-               .packed_b = batch == 1 && tb && b.impl()->packed ? Tensor(b.impl()->packed).raw() : nullptr});
+  gemm_kernel(c.device(), {.batch = batch,
+                           .a = operand(a, ta ? k : m, ta ? m : k, ta, false),
+                           .b = operand(b, tb ? n : k, tb ? k : n, tb, false),
+                           .bias = bias ? bias->raw() : nullptr,
+                           .c = c.raw(),
+                           .c_row_stride = n,
+                           .dtype = a.dtype(),
+                           .c_dtype = c.dtype(),
+                           .packed_b = batch == 1 && tb && b.impl()->packed ? Tensor(b.impl()->packed).raw() : nullptr,
+                           .after = after});
 }
 
 bool prepack(const Tensor& weight) {
@@ -101,14 +101,15 @@ bool prepack(const Tensor& weight) {
 }
 
 // dx = dy W, dW = dy^T x, db = column sums of dy.
-static Tensor linear_product(const Tensor& x_in, const Tensor& weight_in, const MaybeTensor& bias) {
+static Tensor linear_product(const Tensor& x_in, const Tensor& weight_in, const MaybeTensor& bias,
+                             GemmAfter* after = nullptr) {
   Tensor x = contiguous(x_in), weight = contiguous(weight_in);
   int64_t in = weight.size(1), out = weight.size(0);
   Shape shape = x.shape();
   int64_t rows = std::accumulate(shape.begin(), shape.end() - 1, int64_t(1), std::multiplies<>());
   shape[shape.size() - 1] = out;
   Tensor y = Tensor::empty(shape, x.dtype(), x.device());
-  product(x, false, weight, true, bias, y, 1, rows, in, out);
+  product(x, false, weight, true, bias, y, 1, rows, in, out, after);
   return record("linear", y, {x, weight, bias ? *bias : Tensor()}, [=](const Tensor& dy, Needs needs) -> Tensors {
     Tensor dx, dw, db;
     if (needs[0]) {
@@ -127,8 +128,7 @@ static Tensor linear_product(const Tensor& x_in, const Tensor& weight_in, const 
   });
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, Activation act) {
-  if (weight.impl()->quantized) return activate(quantized_linear(x, *weight.impl()->quantized, bias), act);
+static void check_linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias) {
   check_product_dtypes("linear", x, weight);
   check<ShapeError>(weight.ndim() == 2, "[linear] weight must be [out, in] but has shape ", weight.shape());
   check<ShapeError>(x.ndim() >= 1 && x.size(-1) == weight.size(1), "[linear] the last axis of x must be ",
@@ -138,7 +138,43 @@ Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, Ac
                       "] but has shape ", bias->shape());
     check<DTypeError>(bias->dtype() == x.dtype(), "[linear] bias must be ", x.dtype(), " but is ", bias->dtype());
   }
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, Activation act) {
+  if (weight.impl()->quantized) return activate(quantized_linear(x, *weight.impl()->quantized, bias), act);
+  check_linear(x, weight, bias);
   return activate(linear_product(x, weight, bias ? MaybeTensor(contiguous(*bias)) : bias), act);
+}
+
+static void check_added(const Tensor& residual, const Shape& shape, DType dtype, const MaybeTensor& scale) {
+  check<ShapeError>(residual.shape() == shape, "[add_linear] residual must be ", shape, " but has shape ",
+                    residual.shape());
+  check<DTypeError>(residual.dtype() == dtype, "[add_linear] residual must be ", dtype, " but is ", residual.dtype());
+  if (!scale) return;
+  const Shape columns{shape[shape.size() - 1]};
+  check<ShapeError>(scale->shape() == columns, "[add_linear] scale must be ", columns, " but has shape ",
+                    scale->shape());
+  check<DTypeError>(scale->dtype() == dtype, "[add_linear] scale must be ", dtype, " but is ", scale->dtype());
+}
+
+Tensor add_linear(const Tensor& residual, const Tensor& x, const Tensor& weight, const MaybeTensor& bias,
+                  const MaybeTensor& scale) {
+  auto added = [&](const Tensor& y) { return add(residual, scale ? mul(y, *scale) : y); };
+  const Tensor none;
+  if (weight.impl()->quantized || any_tracked({residual, x, weight, bias ? *bias : none, scale ? *scale : none})) {
+    const Tensor y = linear(x, weight, bias);
+    check_added(residual, y.shape(), y.dtype(), scale);
+    return added(y);
+  }
+  check_linear(x, weight, bias);
+  Shape shape = x.shape();
+  shape[shape.size() - 1] = weight.size(0);
+  check_added(residual, shape, x.dtype(), scale);
+  check_same_device("add_linear", {residual, x, scale});
+  const Tensor kept = contiguous(residual), factors = scale ? contiguous(*scale) : none;
+  GemmAfter after{factors ? factors.raw() : nullptr, kept.raw()};
+  const Tensor y = linear_product(x, weight, bias ? MaybeTensor(contiguous(*bias)) : bias, &after);
+  return after.done ? y : added(y);
 }
 
 Tensor matmul(const Tensor& a_in, const Tensor& b_in, bool transpose_a, bool transpose_b) {

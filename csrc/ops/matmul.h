@@ -8,6 +8,12 @@ struct GemmOperand {
   const void* data;
   int64_t rows, cols, row_stride, col_stride, step;  // step: elements from one item of the batch to the next
 };
+// What a kernel may do to c before it leaves the caches, rounding after each step; it says so. Else the caller does it.
+struct GemmAfter {
+  const void* scale;     // [cols of b], or null
+  const void* residual;  // as c, which lies elsewhere and has no gaps between rows
+  bool done = false;
+};
 struct GemmArgs {
   int64_t batch;
   GemmOperand a, b;
@@ -16,6 +22,7 @@ struct GemmArgs {
   int64_t c_row_stride;  // elements; cols or more
   DType dtype, c_dtype;
   const void* packed_b = nullptr;  // b as prepack_kernel left it, for the only item; or null
+  GemmAfter* after = nullptr;      // of the only item
 };
 extern Kernel<GemmArgs> gemm_kernel;
 

@@ -83,6 +83,45 @@ opTest('linear', [
   },
 ])
 
+/** r + linear(x, w, b) * s. */
+const addLinearCase = (shape: number[], out: number, given: { bias?: boolean; scale?: boolean }): OpCase => ({
+  name: `[${shape}] to ${out}${given.bias ? ', bias' : ''}${given.scale ? ', scale' : ''}`,
+  inputs: {
+    r: { shape: [...shape.slice(0, -1), out] },
+    x: { shape },
+    w: { shape: [out, shape.at(-1) as number] },
+    ...(given.bias && { b: { shape: [out] } }),
+    ...(given.scale && { s: { shape: [out] } }),
+  },
+  run: ({ r, x, w, b, s }) => ops.addLinear(r as Tensor, x as Tensor, w as Tensor, b ?? null, s ?? null),
+  reference: ({ r, s, ...v }) =>
+    reference(v, 'none').map((y, i) => ((r as F64).data[i] as number) + y * ((s ? s.data[i % out] : 1) as number)),
+  narrow: { bf16: 2 * narrowLimits.bf16, f16: 2 * narrowLimits.f16 },
+})
+opTest('addLinear', [
+  addLinearCase([5, 7], 9, { bias: true, scale: true }),
+  addLinearCase([2, 3, 17], 4, { scale: true }),
+  addLinearCase([40, 33], 70, { bias: true }),
+  addLinearCase([7], 3, {}),
+  addLinearCase([0, 5], 3, { bias: true, scale: true }),
+  addLinearCase([4, 0], 3, { bias: true, scale: true }),
+])
+rejects('addLinear', {
+  'a residual of another shape': ['ERR_SHAPE', () => ops.addLinear(zeros(2, 3), zeros(2, 3), zeros(4, 3), null, null)],
+  'one row for all': ['ERR_SHAPE', () => ops.addLinear(zeros(1, 4), zeros(2, 3), zeros(4, 3), null, null)],
+  'a scale of another width': ['ERR_SHAPE', () => ops.addLinear(zeros(2, 4), zeros(2, 3), zeros(4, 3), null, zeros(3))],
+  'a residual of another dtype': [
+    'ERR_DTYPE',
+    () => ops.addLinear(narrowZeros(2, 4), zeros(2, 3), zeros(4, 3), null, null),
+  ],
+  'a scale of another dtype': [
+    'ERR_DTYPE',
+    () => ops.addLinear(zeros(2, 4), zeros(2, 3), zeros(4, 3), null, narrowZeros(4)),
+  ],
+  'another width': ['ERR_SHAPE', () => ops.addLinear(zeros(2, 4), zeros(2, 3), zeros(4, 5), null, null)],
+  'a scalar': ['ERR_SHAPE', () => ops.addLinear(tensor(1), tensor(1), zeros(4, 1), null, null)],
+})
+
 const narrowZeros = (...shape: number[]) => ops.cast(zeros(...shape), 'bf16')
 const ids = (...shape: number[]) => tensor(new BigInt64Array(shape.reduce((a, v) => a * v, 1)), shape)
 rejects('linear', {
@@ -132,6 +171,40 @@ test.serial('linear: the same bits with any number of threads', (t) => {
       return ops.linear(x, w, null, 'none').toFloat32()
     })
     for (const other of others) t.deepEqual(other, first)
+  } finally {
+    setThreads(before)
+  }
+})
+
+test.serial('addLinear: the bits of its operations one after the other', (t) => {
+  const before = threads()
+  const bf16 = (shape: number[], seed: number, size = 1) => ops.cast(ops.mulScalar(normals(shape, seed), size), 'bf16')
+  // Fewer rows than columns, and more; little depth; panels and blocks, one of them or several, that are not full.
+  const shapes = [
+    [64, 300, 1024],
+    [60, 20, 1000],
+    [70, 520, 300],
+    [37, 600, 75],
+    [300, 520, 130],
+    [40, 513, 900],
+    [900, 40, 100],
+    [9, 2100, 77],
+  ] as const
+  try {
+    for (const count of [1, 2])
+      for (const [rows, depth, out] of shapes) {
+        setThreads(count)
+        const [r, x, w, b] = [bf16([rows, out], 1), bf16([rows, depth], 2), bf16([out, depth], 3), bf16([out], 4)]
+        for (const s of [null, bf16([out], 5), bf16([out], 5, 1e-40)])
+          for (const to of [r, ops.mulScalar(r, 0)]) {
+            const y = ops.linear(x, w, b, 'none')
+            t.deepEqual(
+              ops.addLinear(to, x, w, b, s).toFloat32(),
+              ops.add(to, s ? ops.mul(y, s) : y).toFloat32(),
+              `${rows} x ${depth} to ${out}, ${count} threads`,
+            )
+          }
+      }
   } finally {
     setThreads(before)
   }

@@ -3,18 +3,15 @@
 // the upper row's last tap and the lower row's first. No pair holds a number that is not under the taps: 0 * inf would be NaN.
 #pragma once
 #include "cpu/kernels/gemm_pack.h"
+#include "cpu/kernels/words.h"
 
 #ifdef DEEM_ISA
 namespace deem::DEEM_ISA {
 
 #if DEEM_ISA_INDEX >= 3
-constexpr __mmask32 kOdd = 0xaaaaaaaa;  // the upper half of every pair
-
 DEEM_INLINE Vec add_products(Vec sum, Vec a, Vec b) {
   return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
-DEEM_INLINE Vec low_of(Vec pair) { return (Vec)_mm512_slli_epi32((__m512i)pair, 16); }
-DEEM_INLINE Vec high_of(Vec pair) { return (Vec)_mm512_maskz_mov_epi16(kOdd, (__m512i)pair); }
 
 // The taps of `count` channels, `taps` numbers each, as pairs [ceil(taps / 2), kLanes]; with `back` from the last one on.
 DEEM_INLINE void pack_tap_pairs(const bf16* from, int64_t taps, bool back, int64_t count, float* to) {
@@ -39,10 +36,10 @@ DEEM_INLINE void pack_tap_pairs(const bf16* from, int64_t taps, bool back, int64
   }
 }
 
-DEEM_INLINE __m512i get_words(const bf16* p, Whole) {
+DEEM_INLINE __m512i get_pixels(const bf16* p, Whole) {
   return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i_u*)p));
 }
-DEEM_INLINE __m512i get_words(const bf16* p, Part part) {
+DEEM_INLINE __m512i get_pixels(const bf16* p, Part part) {
   return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(__mmask16((1u << part.count) - 1), p));
 }
 
@@ -54,7 +51,7 @@ DEEM_INLINE void pack_row_of_pairs(const bf16* row, int64_t width, int64_t step,
   clear(to, left * kLanes);
   __m512i before{};  // nobody asks for the pixel before the first one
   for (int64_t i = left; i < right; i++) {
-    const __m512i pixel = get_words(row + (first + i) * step, part);
+    const __m512i pixel = get_pixels(row + (first + i) * step, part);
     store_vec(to + i * kLanes, (Vec)_mm512_or_si512(before, _mm512_slli_epi32(pixel, 16)));
     before = pixel;
   }
@@ -105,9 +102,9 @@ DEEM_INLINE void add_pairs(Vec (&sum)[J], const float* ring, int64_t slots, int6
   pairs += kh / 2 * KW * kLanes;
   if (kh % 2 == 1 && kh < end) {
     const float* lower = next();
-    const Vec first = high_of(load_vec(pairs + KW / 2 * kLanes));
+    const Vec first = odd_of((__m512i)load_vec(pairs + KW / 2 * kLanes));
 #pragma GCC unroll 16
-    for (int j = 0; j < J; j++) second[j] += high_of(load_vec(lower + j * kLanes)) * first;
+    for (int j = 0; j < J; j++) second[j] += odd_of((__m512i)load_vec(lower + j * kLanes)) * first;
     add_lower_pairs<J, KW>(sum, lower, pairs);
     kh++, pairs += KW * kLanes;
   }
@@ -125,9 +122,9 @@ DEEM_INLINE void add_pairs(Vec (&sum)[J], const float* ring, int64_t slots, int6
   if (kh < end) {
     const float* upper = next();
     add_upper_pairs<J, KW>(sum, upper, pairs);
-    const Vec last = low_of(load_vec(pairs + KW / 2 * kLanes));
+    const Vec last = even_of((__m512i)load_vec(pairs + KW / 2 * kLanes));
 #pragma GCC unroll 16
-    for (int j = 0; j < J; j++) second[j] += high_of(load_vec(upper + (j + KW - 1) * kLanes)) * last;
+    for (int j = 0; j < J; j++) second[j] += odd_of((__m512i)load_vec(upper + (j + KW - 1) * kLanes)) * last;
   }
   if constexpr (kTwo)
 #pragma GCC unroll 16

@@ -7,7 +7,7 @@
 // the interval around 2.3; below -1.7 to 2.7e-5), 2^(m - 1) to 2.6e-6 of itself. Phi is right to 1.1e-4 of itself, and one in a hundred
 // results with |x| > 2^-10 rounds to the other neighbour.
 #pragma once
-#include "cpu/row.h"
+#include "cpu/kernels/words.h"
 
 #ifdef DEEM_ISA
 namespace deem::DEEM_ISA {
@@ -34,7 +34,7 @@ DEEM_INLINE void gelu_words(__m512i (&words)[N], const __m512 (&table)[4]) {
   const __m512 unit =
       _mm512_set1_ps(12582912.0f);  // 1.5 * 2^23: the lowest bits of a sum are the other number, rounded
   const __m512 scale = _mm512_set1_ps(0.864864865f);
-  const __m512i upper = _mm512_set1_epi32(int(0xffff0000)), exponents = _mm512_set1_epi32(0x7f800000);
+  const __m512i exponents = _mm512_set1_epi32(0x7f800000);
   const __m512i fraction = _mm512_set1_epi32(0x007fffff), one = _mm512_set1_epi32(0x3f800000);
   __m512 x[2 * N], r[2 * N], l[2 * N], p[2 * N];  // numbers of even index, then those of odd index
   __m512i n[2 * N];
@@ -44,8 +44,7 @@ DEEM_INLINE void gelu_words(__m512i (&words)[N], const __m512 (&table)[4]) {
     // As whole numbers with a sign, the positive ones are in order; without one, the negative ones, from -0 down. NaN is clamped too.
     const __m512i within =
         _mm512_min_epu16(_mm512_min_epi16(words[k], _mm512_set1_epi16(kRight)), _mm512_set1_epi16(kLeft));
-    x[2 * k] = _mm512_castsi512_ps(_mm512_slli_epi32(within, 16));
-    x[2 * k + 1] = _mm512_castsi512_ps(_mm512_and_si512(within, upper));
+    x[2 * k] = (__m512)even_of(within), x[2 * k + 1] = (__m512)odd_of(within);
   }
   DEEM_EACH p[k] = _mm512_fmadd_ps(x[k], scale, unit);
   DEEM_EACH n[k] = _mm512_castps_si512(p[k]);
@@ -63,15 +62,9 @@ DEEM_INLINE void gelu_words(__m512i (&words)[N], const __m512 (&table)[4]) {
   DEEM_EACH p[k] = _mm512_fmadd_ps(p[k], r[k], _mm512_set1_ps(1.18733956e-10f));
   DEEM_EACH p[k] = _mm512_mul_ps(p[k], _mm512_castsi512_ps(_mm512_and_si512(n[k], exponents)));
 #undef DEEM_EACH
-  alignas(64) static constexpr int16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
 #pragma GCC unroll 4
-  for (int k = 0; k < N; k++) {
-    const __m512 even = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(words[k], 16)), p[2 * k]);
-    const __m512 odd = _mm512_mul_ps(_mm512_castsi512_ps(_mm512_and_si512(words[k], upper)), p[2 * k + 1]);
-    // Results below 2^-126 become zeros.
-    words[k] = _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), (__m512i)_mm512_cvtne2ps_pbh(odd, even));
-  }
+  for (int k = 0; k < N; k++)  // results below 2^-126 become zeros
+    words[k] = round_small_to_zero(even_of(words[k]) * (Vec)p[2 * k], odd_of(words[k]) * (Vec)p[2 * k + 1]);
 }
 
 DEEM_INLINE void bf16_gelu_row(const bf16* x, bf16* y, int64_t n) {
@@ -79,17 +72,17 @@ DEEM_INLINE void bf16_gelu_row(const bf16* x, bf16* y, int64_t n) {
   __m512 table[4];
   for (int k = 0; k < 4; k++) table[k] = _mm512_load_ps(kLogCdf[k]);
   int64_t i = 0;
-  for (; i + kAtOnce * 32 <= n; i += kAtOnce * 32) {
+  for (; i + kAtOnce * kWords <= n; i += kAtOnce * kWords) {
     __m512i words[kAtOnce];
-    for (int k = 0; k < kAtOnce; k++) words[k] = _mm512_loadu_si512(x + i + k * 32);
+    for (int k = 0; k < kAtOnce; k++) words[k] = get_words(x + i + k * kWords, Whole{});
     gelu_words(words, table);
-    for (int k = 0; k < kAtOnce; k++) _mm512_storeu_si512(y + i + k * 32, words[k]);
+    for (int k = 0; k < kAtOnce; k++) put_words(y + i + k * kWords, words[k], Whole{});
   }
-  for (; i < n; i += 32) {
-    const __mmask32 there = n - i < 32 ? (1u << (n - i)) - 1 : ~0u;
-    __m512i words[1] = {_mm512_maskz_loadu_epi16(there, x + i)};
+  for (; i < n; i += kWords) {
+    const Part part{min(kWords, n - i)};
+    __m512i words[1] = {get_words(x + i, part)};
     gelu_words(words, table);
-    _mm512_mask_storeu_epi16(y + i, there, words[0]);
+    put_words(y + i, words[0], part);
   }
 }
 #endif

@@ -131,16 +131,50 @@ static void run_tile(int64_t vecs, const PairTile& t) {
   }
 }
 
+// Numbers of c, at most kWords or a row of them: times scale, and then added to the residual.
+template <class Part>
+DEEM_INLINE void add_words(const bf16* from, const bf16* scale, const bf16* residual, bf16* to, Part part) {
+  __m512i words = get_words(from, part);
+  const __m512i r = get_words(residual, part);
+  if (scale) {
+    const __m512i s = get_words(scale, part);
+    words = round_to_words(even_of(words) * even_of(s), odd_of(words) * odd_of(s));
+  }
+  put_words(to, round_to_words(even_of(r) + even_of(words), odd_of(r) + odd_of(words)), part);
+}
+
+// Rows begin..end of c, `count` numbers each from column col on, which tiles have left there.
+static void add_rows(const Product& p, int64_t begin, int64_t end, int64_t col, int64_t count) {
+  for (int64_t row = begin; row < min(end, p.rows.count); row++) {
+    const int64_t at = row * p.c_row_stride + col;
+    bf16* c = (bf16*)p.c + at;
+    for_words(count, [&](int64_t i, int, auto part) DEEM_ALWAYS {
+      add_words(c + i, p.scale ? p.scale + col + i : nullptr, p.residual + at + i, c + i, part);
+    });
+  }
+}
+
 // Lines of c that tiles have left in scratch memory, kLineRows numbers of each of some columns. They are moved a few at a time while later
 // tiles are multiplied: at once, they would wait for memory.
 struct Lines {
   bf16 *from, *to;
   int64_t stride, rows, left;  // of columns in c; numbers that c has; columns
   bool second;                 // half of the scratch memory
+  const bf16 *scale, *residual;
   DEEM_INLINE void move(int64_t count) {
-    for (count = min(count, left), left -= count; count > 0; count--, from += kLineRows, to += stride) {
-      const __mmask32 there = first_of(rows);
-      _mm512_mask_storeu_epi16(to, there, _mm512_maskz_loadu_epi16(there, from));
+    count = min(count, left), left -= count;
+    if (rows < kLineRows) move_numbers(count, Part{rows});
+    else move_numbers(count, Whole{});
+  }
+  template <class Part>
+  DEEM_INLINE void move_numbers(int64_t count, Part part) {
+    for (; count > 0; count--, from += kLineRows, to += stride) {
+      if (!residual) {
+        put_words(to, get_words(from, part), part);
+        continue;
+      }
+      add_words(from, scale, residual, to, part);
+      residual += stride;
     }
   }
 };
@@ -187,6 +221,14 @@ struct Worker {
     }
   }
 
+  void multiply_alone(int64_t block, int64_t panel) {
+    const Groups groups = block_of(p, block);
+    multiply(groups, panel, panel + 1, room.rows, 0);
+    if (!p.residual || p.turned) return;
+    const int64_t col = first_vec(p, panel) * kLanes, end = first_vec(p, panel + 1) * kLanes;
+    add_rows(p, groups.begin * kPairRows, groups.end * kPairRows, col, min(end, p.cols.count) - col);
+  }
+
   void turned_tile(PairTile& t, int64_t vecs, int64_t group, bool last, int64_t col) {
     bf16* lines = (bf16*)(room.own.lines + (waiting.second ? 0 : kOwnLines));
     t.c = lines + group % kLineGroups * kPairRows;
@@ -200,7 +242,9 @@ struct Worker {
                .stride = p.c_row_stride,
                .rows = min(kLineRows, p.rows.count - row),
                .left = t.cols,
-               .second = !waiting.second};
+               .second = !waiting.second,
+               .scale = p.scale ? p.scale + row : nullptr,
+               .residual = p.residual ? p.residual + col * p.c_row_stride + row : nullptr};
   }
 
   void multiply_block(int64_t i) {
@@ -213,6 +257,7 @@ struct Worker {
     }
     if (p.pairs < kShallow && !p.turned) return multiply_rows(block, copied);
     for (int64_t panel = 0; panel < p.panels; panel++) multiply(block, panel, i + 1, copied, block.begin);
+    if (p.residual && !p.turned) add_rows(p, block.begin * kPairRows, block.end * kPairRows, 0, p.cols.count);
   }
 
   // Where there is little depth, rows of c are written one after the other.
@@ -233,6 +278,7 @@ struct Worker {
         t.c = row + col * p.c_size;
         run_tile(end - vec, t);
       }
+      if (p.residual) add_rows(p, g * kPairRows, (g + 1) * kPairRows, 0, p.cols.count);
     }
   }
 };
@@ -251,7 +297,7 @@ static void multiply(const Product& p, float* all, int64_t threads) {
       p.alone ? p.panels * p.blocks : p.blocks,
       [&](int64_t i, int64_t thread) {
         Worker worker{p, room_of(p, all, thread)};
-        if (p.alone) worker.multiply(block_of(p, i % p.blocks), i / p.blocks, i / p.blocks + 1, worker.room.rows, 0);
+        if (p.alone) worker.multiply_alone(i % p.blocks, i / p.blocks);
         else worker.multiply_block(i);
         worker.waiting.move(kPanelMost);
       });
@@ -279,6 +325,7 @@ static void pair_gemm(const PackedGemmArgs& g) {
     multiply(item, room + bias + team * need, of_team);
   });
   release(room, bytes);
+  if (p.residual) g.after->done = true;
 }
 
 static void pair_panels(const PairPanelsArgs& a) {

@@ -5,9 +5,6 @@
 #if defined(DEEM_ISA) && DEEM_ISA_INDEX >= 3
 namespace deem::DEEM_ISA {
 
-// Which of up to 32 numbers are there.
-DEEM_INLINE __mmask32 first_of(int64_t count) { return count >= 32 ? ~__mmask32(0) : (__mmask32(1) << count) - 1; }
-
 // Numbers 2p and 2p + 1 of kLanes lines that lie across: of row 2p and the one after it, which the last one may lack.
 DEEM_INLINE Vec pairs_across(const bf16* row, int64_t stride, bool both, __mmask16 lines) {
   const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lines, row));

@@ -30,6 +30,7 @@ struct Product {
   bool turned;        // rows are b's
   const float* kept;  // all panels, or null
   const float* bias;
+  const bf16 *scale, *residual;  // as of GemmAfter, or null
   char* c;
   int64_t c_row_stride;
   int64_t c_size;                  // bytes of a number of c
@@ -69,6 +70,8 @@ static Product plan(const PackedGemmArgs& g, int64_t threads) {
   p.turned = !p.kept && g.c_dtype == DType::bf16 && cost(b, a, g.k, true, threads) < cost(a, b, g.k, false, threads);
   p.rows = p.turned ? b : a;
   set_columns(p, p.turned ? a : b, g.k);
+  if (g.after && g.c_dtype == DType::bf16)
+    p.scale = (const bf16*)g.after->scale, p.residual = (const bf16*)g.after->residual;
   p.c_row_stride = g.c_row_stride, p.c_size = int64_t(size_of(g.c_dtype));
   p.groups = ceil_div(p.rows.count, kPairRows);
   p.alone = is_alone(p.rows, p.cols, threads);

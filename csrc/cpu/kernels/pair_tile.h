@@ -2,6 +2,7 @@
 // [pair of numbers, V registers]. Sums are f32 and stay in registers over a run of pairs.
 #pragma once
 #include "cpu/kernels/gemm_pack.h"
+#include "cpu/kernels/words.h"
 
 #if defined(DEEM_ISA) && DEEM_ISA_INDEX >= 3
 namespace deem::DEEM_ISA {
@@ -66,8 +67,6 @@ DEEM_INLINE void add_pair(Vec (&sum)[kPairRows][V], const bf16* rows, int64_t st
 // Sums below 2^-126 become zeros, as they do in the products themselves.
 template <int V>
 DEEM_INLINE void store_turned(const Vec (&sum)[kPairRows][V], const PairTile& t) {
-  const __m512i together = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
 #pragma GCC unroll 3
   for (int v = 0; v < V; v++) {
     Vec r[kPairRows / 2];
@@ -75,7 +74,7 @@ DEEM_INLINE void store_turned(const Vec (&sum)[kPairRows][V], const PairTile& t)
     for (int p = 0; p < kPairRows / 2; p++) {
       Vec even = sum[2 * p][v], odd = sum[2 * p + 1][v];
       if (t.bias) even += t.bias[2 * p], odd += t.bias[2 * p + 1];
-      r[p] = (Vec)_mm512_permutexvar_epi16(together, (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+      r[p] = (Vec)round_small_to_zero(even, odd);
     }
     interleave_vectors(r);
     bf16* c = (bf16*)t.c + v * kLanes * t.c_row_stride;
