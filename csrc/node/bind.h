@@ -1,9 +1,11 @@
 // Marshalling between JavaScript values and C++ ones, and the one place that turns C++ errors into JavaScript ones.
 // Values are converted on the JavaScript thread, before anything is queued: work on the engine thread never sees Napi.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <exception>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -120,7 +122,7 @@ struct From<LevelShapes> {
   }
 };
 
-// Fields of an options object; absent ones keep their default.
+// Fields of an options object; absent ones keep their default, and finish() throws ConfigError for what nobody asked for.
 class Fields {
  public:
   Fields(Napi::Value v, const char* what) : what_(what) {
@@ -128,15 +130,27 @@ class Fields {
     if (v.IsObject()) object_ = v.As<Napi::Object>();
   }
   template <class T>
-  void get(const char* name, T& into) const {
+  void get(const char* name, T& into) {
+    known_.push_back(name);
     if (object_.IsEmpty()) return;
     Napi::Value v = object_.Get(name);
     if (!v.IsUndefined()) into = From<T>::js(v, what_);
   }
 
+  void finish() const {
+    if (object_.IsEmpty()) return;
+    const Napi::Array names = object_.GetPropertyNames();
+    for (uint32_t i = 0; i < names.Length(); i++) {
+      const std::string name = names.Get(i).ToString();
+      check<ConfigError>(std::find(known_.begin(), known_.end(), name) != known_.end(), "[", what_,
+                         "] unknown option '", name, "'");
+    }
+  }
+
  private:
   const char* what_;
   Napi::Object object_;
+  std::vector<std::string_view> known_;
 };
 template <>
 struct From<Conv2dOptions> {
@@ -149,6 +163,7 @@ struct From<Conv2dOptions> {
     f.get("padTop", o.pad_top);
     f.get("padBottom", o.pad_bottom);
     f.get("groups", o.groups);
+    f.finish();
     return o;
   }
 };
@@ -159,6 +174,7 @@ struct From<AttentionOptions> {
     Fields f(v, what);
     f.get("scale", o.scale);
     f.get("causal", o.causal);
+    f.finish();
     return o;
   }
 };
@@ -171,6 +187,7 @@ struct From<MmfsOptions> {
     f.get("points", o.points);
     f.get("levelShapes", o.level_shapes);
     f.get("scaleRatios", o.scale_ratios);
+    f.finish();
     return o;
   }
 };

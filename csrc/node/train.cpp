@@ -30,6 +30,7 @@ class JsAdamW : public Napi::ObjectWrap<JsAdamW> {
       f.get("eps", options.eps);
       f.get("maxGradNorm", options.max_grad_norm);
       f.get("masterWeights", options.master_weights);
+      f.finish();
       Engine::get().run_sync([&] { optimizer_ = std::make_shared<AdamW>(std::move(items), options); });
       napi_type_tag_object(info.Env(), info.This(), &kTag);
     });
@@ -114,6 +115,7 @@ Napi::Value js_train_step(const Napi::CallbackInfo& info) {
     f.get("gradScale", step.grad_scale);
     f.get("seed", seed);
     f.get("step", number);
+    f.finish();
     step.seed = uint64_t(seed);
     step.step = uint64_t(number);
     auto scalars = std::make_shared<std::map<std::string, double>>();

@@ -104,6 +104,10 @@ opTest('attention', [
 ])
 
 rejects('attention', {
+  'an unknown option': [
+    'ERR_CONFIG',
+    () => ops.attention(zeros(1, 4, 1, 8), zeros(1, 4, 1, 8), zeros(1, 4, 1, 8), null, { causl: true } as never),
+  ],
   'more queries than keys when causal': [
     'ERR_SHAPE',
     () => ops.attention(zeros(1, 5, 1, 8), zeros(1, 4, 1, 8), zeros(1, 4, 1, 8), null, causal),

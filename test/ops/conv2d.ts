@@ -195,6 +195,7 @@ const conv =
 const map = zeros(1, 5, 5, 4)
 const w3 = zeros(2, 3, 3, 4)
 rejects('conv2d', {
+  'an unknown option': ['ERR_CONFIG', () => ops.conv2d(map, w3, null, { padding: 1 } as never)],
   'a map of three axes': ['ERR_SHAPE', conv(zeros(5, 5, 4), w3)],
   'a weight of three axes': ['ERR_SHAPE', conv(map, zeros(2, 3, 4))],
   'other channels': ['ERR_SHAPE', conv(map, zeros(2, 3, 3, 5))],

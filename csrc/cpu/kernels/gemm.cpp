@@ -12,8 +12,10 @@
 
 namespace deem::DEEM_ISA {
 
-// Numbers of a run, at most. With AVX2 640, since lines of 640 and 1280 numbers are frequent and runs cost a pass over the tiles.
-constexpr int64_t kDepth = kLanes == 8 ? 640 : 512;
+// Numbers of a run, at most. 640 for lines of 640 and 1280 numbers, which are frequent: runs cost a pass over the tiles. Of longer lines, too, with
+// AVX2, while shorter runs suit AVX-512 better.
+constexpr int64_t kDepth = kLanes == 8 ? 640 : 512, kLongDepth = kLanes == 4 ? kDepth : 640;
+DEEM_INLINE int64_t most_depth(int64_t k) { return k <= 2 * kLongDepth ? kLongDepth : kDepth; }
 constexpr int64_t kBlockA = 140 / kRows, kBlockB = 128 / kCols;  // panels of a block, at most
 constexpr int64_t kLeastA = 56 / kRows, kLeastB = 32 / kCols;    // at least: each panel of the other is fetched for it
 constexpr int64_t kPartial = 3 << 15;                            // numbers of the tiles that wait between runs
@@ -70,7 +72,7 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   p.panels_a = ceil_div(g.m, kRows), p.panels_b = ceil_div(g.n, kCols);
   p.height = ceil_div(g.m, p.panels_a);
   p.panels_a = ceil_div(g.m, p.height);
-  const int64_t runs = max<int64_t>(1, ceil_div(k, kDepth));
+  const int64_t runs = max<int64_t>(1, ceil_div(k, most_depth(k)));
   p.depth = min(k, whole_lanes(ceil_div(k, runs)));
   // The smaller operand is shared, unless the other has too few panels for all threads.
   p.share_a =

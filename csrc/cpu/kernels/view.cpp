@@ -224,7 +224,8 @@ static void copy(const CopyArgs& a) {
 }
 
 static void gather_rows(const GatherRowsArgs& a) {
-  const bool streamed = is_streamed<char>(a.count * a.row_bytes);
+  // As much is read as is written: of two arrays, a cache keeps larger results than of three. 16 MB take 331 instead of 389 us on Zen 5.
+  const bool streamed = is_streamed<char>(a.count * a.row_bytes / 2);
   parallel_for(a.count, a.row_bytes / 4 + 4, [&](int64_t begin, int64_t end) {
     copy_rows(streamed, [&](auto&& copy) DEEM_ALWAYS {
       for (int64_t i = begin; i < end; i++) {
