@@ -18,6 +18,17 @@ function linear(rows: number, inner: number, outer: number, more: Partial<OpCase
   }
 }
 
+/** A residual branch's last product with its layer scale, as in ConvNeXt. */
+function addLinear(rows: number, inner: number, outer: number): OpCase {
+  const { inputs, ...rest } = linear(rows, inner, outer)
+  return {
+    ...rest,
+    name: `addLinear/${rows}x${inner}x${outer}`,
+    program: 'addLinear',
+    inputs: { ...inputs, residual: { shape: [rows, outer] }, scale: { shape: [outer] } },
+  }
+}
+
 function matmul(batch: number, m: number, k: number, n: number): OpCase {
   return {
     name: `matmul/${batch}x${m}x${k}x${n}`,
@@ -109,6 +120,7 @@ export const products: Case[] = [
   linear(512, 4096, 11008),
   linear(77, 768, 3072, { name: 'linear/77x768x3072gelu', settings: { activation: 'gelu' } }),
   linear(3584, 128, 352),
+  addLinear(256, 2048, 512),
   matmul(1, 1024, 1024, 1024),
   matmul(16, 512, 64, 512),
   matmul(128, 112, 32, 112),

@@ -51,6 +51,7 @@ const programs: Record<string, Program> = {
   cat: (x) => ops.cat([at(x, 'a'), at(x, 'b')], 3),
   randn: (_, s) => ops.randn([s['count'] as number], 1, 1),
   linear: (x, s) => ops.linear(at(x, 'x'), at(x, 'weight'), at(x, 'bias'), s['activation'] as Activation),
+  addLinear: (x) => ops.addLinear(at(x, 'residual'), at(x, 'x'), at(x, 'weight'), at(x, 'bias'), at(x, 'scale')),
   matmul: (x) => ops.matmul(at(x, 'a'), at(x, 'b'), false, false),
   conv2d: (x, s) => {
     const pad = s['pad'] as number

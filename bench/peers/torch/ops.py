@@ -81,6 +81,11 @@ def linear(x, s):
 
 
 @program
+def addLinear(x, s):
+    return x["residual"] + F.linear(x["x"], x["weight"], x["bias"]) * x["scale"]
+
+
+@program
 def matmul(x, s):
     return x["a"] @ x["b"]
 
