@@ -13,8 +13,9 @@
 namespace deem::DEEM_ISA {
 
 #if DEEM_ISA_INDEX >= 3
-// 2^23 * (L(37/32 * (n + r)) + 159) = sum over k of kLogCdf[k][n & 15] * r^k for n = -11..3 and |r| <= 1/2. 159 is 127, the exponent's bias, and 32,
-// which the exponents of the left tail need. n = -12 is all zeros, for Phi = 0.
+// 2^23 * (L(x) + 159) = sum over k of kLogCdf[k][n & 15] * x^k, where n = -11..3 is the number nearest to x * 32 / 37. 159 is 127, the exponent's bias,
+// and 32, which the exponents of the left tail need. n = -12 is all zeros, for Phi = 0. f32 holds L to 2e-5 that way: powers of x need no number
+// relative to the interval.
 alignas(64) constexpr float kLogCdf[4][16] = {
     {1.3253993e+09f, 1.3253969e+09f, 1.3274196e+09f, 1.3323725e+09f, 0.0f, 1.313382e+09f, 1.3143974e+09f,
      1.3154822e+09f, 1.3166647e+09f, 1.3179346e+09f, 1.319298e+09f, 1.3207438e+09f, 1.3222307e+09f, 1.3236511e+09f,

@@ -9,7 +9,6 @@ namespace deem::DEEM_ISA {
 
 constexpr int kPairRows = 8, kMostVecs = 3;
 constexpr int64_t kPairSums = kPairRows * kMostVecs * kLanes;  // of a tile, at most
-constexpr int64_t kPairsAhead = 8;                             // of the panel, that are asked for
 
 // Memory that is asked for while a tile is multiplied, into the second cache: `count` places `stride` bytes apart, and, every kLanes pairs, the ones
 // `step` bytes further on.
@@ -52,10 +51,7 @@ template <int V>
 DEEM_INLINE void add_pair(Vec (&sum)[kPairRows][V], const bf16* rows, int64_t stride, const float* panel) {
   Vec x[V];
 #pragma GCC unroll 3
-  for (int v = 0; v < V; v++) {
-    x[v] = load_vec(panel + v * kLanes);
-    __builtin_prefetch(panel + (kPairsAhead * V + v) * kLanes);
-  }
+  for (int v = 0; v < V; v++) x[v] = load_vec(panel + v * kLanes);
 #pragma GCC unroll 8
   for (int m = 0; m < kPairRows; m++) {
     const Vec w = broadcast_pair(rows + m * stride);
