@@ -83,7 +83,9 @@ export class AdamW implements Disposable {
       groups = [],
       noDecay = 'bias',
       masterWeights = true,
+      ...unknown
     } = options
+    for (const name of Object.keys(unknown)) throw new DeemError('ERR_CONFIG', `[AdamW] unknown option '${name}'`)
     const named: { name: string; tensor: Tensor; norm: boolean }[] = []
     if (isModules(of)) {
       const models = Array.isArray(of) ? (of as readonly Module[]) : [of as Module]

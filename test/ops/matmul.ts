@@ -181,6 +181,16 @@ function wholeNumbers(m: number, k: number, n: number): { a: Float32Array; b: Fl
 /** A matrix as it lies or, `turned`, as its transpose does. */
 const laid = (x: Tensor, turned: boolean) => (turned ? ops.contiguous(ops.permute(x, [1, 0])) : ops.mulScalar(x, 1))
 
+/** What matmul gives for each way in which both may lie. */
+function inEveryLayout(x: Tensor, y: Tensor, check: (got: Float32Array, layout: string) => void): void {
+  for (const [ta, tb] of kinds) {
+    using left = laid(x, ta)
+    using right = laid(y, tb)
+    using z = ops.matmul(left, right, ta, tb)
+    check(z.toFloat32(), `${ta ? 'a^T' : 'a'} ${tb ? 'b^T' : 'b'}`)
+  }
+}
+
 // Runs of k, blocks, chunks, the last tile's edges, and (the last three) k in parts, where the shared operand would be too large. Of bf16 in pairs: k of
 // one run and more, also without a partner for its last number and with little depth; rows that are one block, or several; one to three
 // registers of columns, and c or its transpose.
@@ -203,12 +213,7 @@ for (const [m, k, n] of [
       const x = ops.cast(tensor(a, [m, k]), dtype)
       const y = ops.cast(tensor(b, [k, n]), dtype)
       const want = ops.cast(tensor(c, [m, n]), dtype).toFloat32()
-      for (const [ta, tb] of kinds) {
-        using left = laid(x, ta)
-        using right = laid(y, tb)
-        using z = ops.matmul(left, right, ta, tb)
-        t.deepEqual(z.toFloat32(), want, `${dtype}${ta ? ', a^T' : ''}${tb ? ', b^T' : ''}`)
-      }
+      inEveryLayout(x, y, (got, layout) => t.deepEqual(got, want, `${dtype}, ${layout}`))
     }
   })
 
@@ -225,19 +230,15 @@ for (const dtype of ['f32', 'bf16', 'f16'] as const)
       const x = ops.cast(tensor(left, [m, k]), dtype)
       const y = ops.cast(tensor(right, [k, n]), dtype)
       const want = ops.cast(tensor(c, [m, n]), dtype).toFloat32()
-      for (const [ta, tb] of kinds) {
-        using p = laid(x, ta)
-        using q = laid(y, tb)
-        using z = ops.matmul(p, q, ta, tb)
-        const got = z.toFloat32()
-        const touched = (i: number) => (inA ? Math.floor(i / n) : i % n) === bad
+      const touched = (i: number) => (inA ? Math.floor(i / n) : i % n) === bad
+      inEveryLayout(x, y, (got, layout) => {
         t.deepEqual(
           got.filter((_, i) => !touched(i)),
           want.filter((_, i) => !touched(i)),
-          `${ta ? 'a^T' : 'a'} ${tb ? 'b^T' : 'b'}`,
+          layout,
         )
         t.true(got.every((v, i) => !touched(i) || !Number.isFinite(v)))
-      }
+      })
     }
   })
 

@@ -166,6 +166,7 @@ for (const [what, code, make] of [
   ['a negative eps', 'ERR_VALUE', () => new AdamW({ a: leaf([1]) }, { lr: 1, eps: -1 })],
   ['integers', 'ERR_DTYPE', () => new AdamW({ a: ops.full([1], 1, 'i64') }, { lr: 1 })],
   ['nothing', 'ERR_VALUE', () => new AdamW({}, { lr: 1 })],
+  ['an unknown option', 'ERR_CONFIG', () => new AdamW({ a: leaf([1]) }, { lr: 1, bettas: [0.9, 0.9] } as never)],
 ] as const)
   test(`AdamW refuses ${what}`, (t) => {
     t.is((t.throws(make) as DeemError).code, code)
