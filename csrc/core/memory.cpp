@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -15,19 +16,62 @@ namespace deem {
 namespace {
 
 constexpr size_t kAlign = 64;
+// From here on blocks are mappings of their own. Pages that the system has yet to clear cost 0.05 to 0.4 ms a megabyte (measured; more
+// where a virtual machine has to find them first), so that a size never seen before would cost more than most operations on it.
+constexpr size_t kLarge = size_t(1) << 20;
+constexpr size_t kLargePage = size_t(2) << 20;
 
-// Large blocks ask for large pages: weights that are read once a token miss the TLB at every small page.
-void* take(size_t size) {
-  constexpr size_t kLargePage = size_t(2) << 20;
-  if (size < kLargePage) return std::aligned_alloc(kAlign, size);
-  void* block = std::aligned_alloc(kLargePage, (size + kLargePage - 1) / kLargePage * kLargePage);
-  if (block) madvise(block, size, MADV_HUGEPAGE);  // advice: without it the block works as well
+// An address with so many bytes of its own, on a boundary of large pages, or null.
+char* reserve(size_t size) {
+  void* wide = mmap(nullptr, size + kLargePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (wide == MAP_FAILED) return nullptr;
+  size_t before = -size_t(wide) % kLargePage;
+  char* block = static_cast<char*>(wide) + before;
+  if (before) munmap(wide, before);
+  munmap(block + size, kLargePage - before);
   return block;
+}
+
+// Ask for large pages: weights that are read once a token miss the TLB at every small page.
+void advise(void* block, size_t size) {
+  madvise(block, size, MADV_HUGEPAGE);  // without it the block works as well
+}
+
+void* take(size_t size) {
+  if (size < kLarge) return std::aligned_alloc(kAlign, size);
+  char* block = reserve(size);
+  if (!block) return nullptr;
+  if (mmap(block, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
+    munmap(block, size);
+    return nullptr;
+  }
+  advise(block, size);
+  return block;
+}
+
+void give_back(void* block, size_t size) {
+  if (size < kLarge) std::free(block);
+  else munmap(block, size);
+}
+
+// Moves the pages of a large block, not what is on them, so that only the added ones are new. Null where that fails: the block is as
+// it was.
+void* grow(void* block, size_t size, size_t larger) {
+  char* place = reserve(larger);
+  if (!place) return nullptr;
+  if (mremap(block, size, larger, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
+    munmap(place, larger);
+    return nullptr;
+  }
+  advise(place, larger);
+  return place;
 }
 
 struct Pool {
   std::mutex mutex;
-  std::unordered_map<size_t, std::vector<void*>> free;
+  std::map<size_t, std::vector<void*>> free;  // by size
+  // Sizes of the live blocks that are larger than the class of what was asked.
+  std::unordered_map<const void*, size_t> lent;
   MemoryStats stats{};
 
   [[noreturn]] void refuse(size_t size) const {
@@ -38,10 +82,60 @@ struct Pool {
 
   void drop_cached() {
     for (auto& [size, blocks] : free) {
-      for (void* b : blocks) std::free(b);
+      for (void* b : blocks) give_back(b, size);
       stats.reserved -= size * blocks.size();
     }
     free.clear();
+  }
+
+  static void* pop(std::vector<void*>& blocks) {
+    void* block = blocks.back();
+    blocks.pop_back();
+    return block;
+  }
+
+  // A kept block of at least `size` bytes, which becomes that of the block: of this class, or a large one of up to twice as much.
+  void* reuse(size_t& size) {
+    const size_t most = size < kLarge ? size : 2 * size;
+    for (auto kept = free.lower_bound(size); kept != free.end() && kept->first <= most; ++kept) {
+      auto& [whole, blocks] = *kept;
+      if (blocks.empty()) continue;
+      if (stats.limit && stats.current + whole > stats.limit) return nullptr;
+      if (whole > size) lent.emplace(blocks.back(), whole);
+      size = whole;
+      return pop(blocks);
+    }
+    return nullptr;
+  }
+
+  // The largest kept block of less than `size` bytes, made so large; at least half as large, so that it still serves what it served.
+  void* extend(size_t size) {
+    const size_t least = std::max(kLarge, size / 2);
+    for (auto kept = free.lower_bound(size); kept != free.begin();) {
+      auto& [had, blocks] = *--kept;
+      if (had < least) return nullptr;
+      if (blocks.empty()) continue;
+      if (stats.limit && stats.reserved + size - had > stats.limit) return nullptr;
+      void* block = grow(blocks.back(), had, size);
+      if (!block) return nullptr;
+      blocks.pop_back();
+      stats.reserved += size - had;
+      return block;
+    }
+    return nullptr;
+  }
+
+  void* take_new(size_t size) {
+    if (stats.limit && stats.reserved + size > stats.limit) drop_cached();
+    if (stats.limit && stats.reserved + size > stats.limit) refuse(size);
+    void* block = take(size);
+    if (!block) {
+      drop_cached();
+      block = take(size);
+    }
+    check<OutOfMemory>(block != nullptr, "the system has no ", size, " bytes left; ", stats.current, " are in use");
+    stats.reserved += size;
+    return block;
   }
 };
 
@@ -57,22 +151,10 @@ void* allocate(size_t bytes) {
   size_t size = size_class(bytes, kAlign);
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
-  auto& blocks = p.free[size];
-  void* block = nullptr;
-  if (!blocks.empty()) {
-    if (p.stats.limit && p.stats.current + size > p.stats.limit) p.refuse(size);
-    block = blocks.back();
-    blocks.pop_back();
-  } else {
-    if (p.stats.limit && p.stats.reserved + size > p.stats.limit) p.drop_cached();
-    if (p.stats.limit && p.stats.reserved + size > p.stats.limit) p.refuse(size);
-    block = take(size);
-    if (!block) {
-      p.drop_cached();
-      block = take(size);
-    }
-    check<OutOfMemory>(block != nullptr, "the system has no ", size, " bytes left; ", p.stats.current, " are in use");
-    p.stats.reserved += size;
+  void* block = p.reuse(size);
+  if (!block) {
+    block = p.extend(size);
+    if (!block) block = p.take_new(size);
     p.stats.allocations++;
   }
   p.stats.current += size;
@@ -84,11 +166,17 @@ void release(void* block, size_t bytes) noexcept {
   size_t size = size_class(bytes, kAlign);
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
+  if (size >= kLarge) {
+    if (auto it = p.lent.find(block); it != p.lent.end()) {
+      size = it->second;
+      p.lent.erase(it);
+    }
+  }
   p.stats.current -= size;
   try {
     p.free[size].push_back(block);
   } catch (const std::bad_alloc&) {  // no room to remember it: hand it back
-    std::free(block);
+    give_back(block, size);
     p.stats.reserved -= size;
   }
 }

@@ -1,5 +1,6 @@
 // Caching allocator of the CPU backend: 64-byte aligned blocks in size classes, kept for reuse, counted, and held
-// below an optional limit. Thread-safe.
+// below an optional limit. A large block that is kept also serves what needs half of it, and grows where only a larger one would do.
+// Thread-safe.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -8,11 +9,11 @@
 namespace deem {
 
 struct MemoryStats {
-  size_t current;      // bytes in live blocks (size classes, so a little over what was asked)
+  size_t current;      // bytes in live blocks (size classes, so over what was asked, large blocks up to twice)
   size_t peak;         // highest `current` since the last reset
   size_t reserved;     // bytes taken from the system: live and cached
   size_t limit;        // 0: none
-  size_t allocations;  // blocks taken from the system since the start
+  size_t allocations;  // times that memory was taken from the system since the start
 };
 
 // The size of the block that holds so many bytes, at least `smallest`, a power of two. Four classes a power of two: at most 25 % of a

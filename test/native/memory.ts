@@ -20,6 +20,7 @@ const MiB = 1 << 20
 /** Size classes may round a block up by a quarter. */
 const about = (bytes: number, want: number) => bytes >= want && bytes <= 1.25 * want + 64
 const full = (bytes: number) => ops.full([bytes / 4], 1, 'f32')
+const total = (x: Tensor) => tidy(() => ops.sum(x, [], false).item())
 const codeOf = (error: unknown) => (DeemError.isInstance(error) ? error.code : String(error))
 
 // What one test dropped must not be freed during the next.
@@ -143,7 +144,7 @@ test.serial('the limit is an error that says what was asked, used and free, and 
 test.serial('kept blocks do not stand in the way of the limit', (t) => {
   emptyCache()
   const before = memory()
-  for (const bytes of [MiB, 2 * MiB, 3 * MiB]) full(bytes).dispose()
+  for (const x of [MiB, 2 * MiB, 3 * MiB].map(full)) x.dispose()
   t.true(memory().reserved > before.reserved + 5 * MiB)
   setMemoryLimit(before.reserved + 5 * MiB)
   try {
@@ -151,6 +152,73 @@ test.serial('kept blocks do not stand in the way of the limit', (t) => {
     full(2 * MiB).dispose()
     full(4 * MiB).dispose()
     t.true(memory().reserved <= before.reserved + 5 * MiB)
+  } finally {
+    setMemoryLimit(0)
+  }
+})
+
+test.serial('a kept block serves what needs half of it or more, and counts whole', (t) => {
+  emptyCache()
+  const before = memory()
+  full(8 * MiB).dispose()
+  const kept = memory()
+  const x = full(5 * MiB)
+  t.is(memory().allocations, kept.allocations)
+  t.is(memory().reserved, kept.reserved)
+  t.is(memory().current, before.current + 8 * MiB)
+  const other = full(5 * MiB)
+  t.is(memory().allocations, kept.allocations + 1, 'it serves one at a time')
+  t.is(memory().current, before.current + 13 * MiB)
+  t.deepEqual([total(x), total(other)], [1.25 * MiB, 1.25 * MiB])
+  x.dispose()
+  other.dispose()
+  t.is(memory().current, before.current)
+  const half = full(4 * MiB)
+  t.is(memory().current, before.current + 5 * MiB, 'the smallest that fits')
+  const less = full(3 * MiB)
+  t.is(memory().current, before.current + 8 * MiB, 'a third is not lent')
+  for (const y of [half, less]) y.dispose()
+  emptyCache()
+  t.is(memory().reserved, memory().current)
+})
+
+test.serial('a kept block grows where only a larger one would do', (t) => {
+  emptyCache()
+  const before = memory()
+  full(4 * MiB).dispose()
+  for (const [size, reserved, takes] of [
+    [6, 6, 1],
+    [9, 9, 1],
+    [18, 18, 1],
+    [10, 18, 0],
+    [48, 68, 1],
+  ] as const) {
+    const { allocations } = memory()
+    const x = full(size * MiB)
+    t.is(memory().allocations, allocations + takes, `${size} MiB`)
+    t.is(total(x), (size * MiB) / 4)
+    x.dispose()
+    t.true(about(memory().reserved - before.reserved, reserved * MiB), `${size} MiB`)
+  }
+  emptyCache()
+  t.is(memory().current, before.current)
+})
+
+test.serial('a block is neither lent nor grown beyond the limit', (t) => {
+  emptyCache()
+  const before = memory().current
+  const live = full(8 * MiB)
+  setMemoryLimit(before + 6 * MiB)
+  try {
+    live.dispose()
+    const x = full(5 * MiB)
+    t.is(memory().current, before + 5 * MiB)
+    t.is(codeOf(t.throws(() => full(5 * MiB))), 'ERR_OUT_OF_MEMORY')
+    x.dispose()
+    t.is(codeOf(t.throws(() => full(7 * MiB))), 'ERR_OUT_OF_MEMORY')
+    full(6 * MiB).dispose()
+    t.is(memory().current, before)
+    t.true(memory().reserved <= before + 6 * MiB)
   } finally {
     setMemoryLimit(0)
   }
