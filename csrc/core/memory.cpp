@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -74,10 +75,11 @@ struct Pool {
   std::unordered_map<const void*, size_t> lent;
   MemoryStats stats{};
 
+  // Nothing is kept any more.
   [[noreturn]] void refuse(size_t size) const {
-    size_t left = stats.limit - std::min(stats.limit, stats.current);
+    size_t left = stats.limit - std::min(stats.limit, stats.reserved);
     throw OutOfMemory(str("allocating ", size, " bytes would exceed the limit of ", stats.limit, " bytes; ",
-                          stats.current, " are in use and ", left, " are free"));
+                          stats.reserved, " are in use and ", left, " are free"));
   }
 
   void drop_cached() {
@@ -88,22 +90,17 @@ struct Pool {
     free.clear();
   }
 
-  static void* pop(std::vector<void*>& blocks) {
-    void* block = blocks.back();
-    blocks.pop_back();
-    return block;
-  }
-
-  // A kept block of at least `size` bytes, which becomes that of the block: of this class, or a large one of up to twice as much.
-  void* reuse(size_t& size) {
-    const size_t most = size < kLarge ? size : 2 * size;
+  // A kept block of this class, or a large one: of any size for a while where nothing limits them, else of up to twice as much.
+  void* reuse(size_t size, bool a_while) {
+    if (stats.limit && stats.reserved > stats.limit) return nullptr;  // it was lowered: kept blocks have to go
+    const size_t most = size < kLarge ? size : a_while && !stats.limit ? SIZE_MAX : 2 * size;
     for (auto kept = free.lower_bound(size); kept != free.end() && kept->first <= most; ++kept) {
       auto& [whole, blocks] = *kept;
       if (blocks.empty()) continue;
-      if (stats.limit && stats.current + whole > stats.limit) return nullptr;
       if (whole > size) lent.emplace(blocks.back(), whole);
-      size = whole;
-      return pop(blocks);
+      void* block = blocks.back();
+      blocks.pop_back();
+      return block;
     }
     return nullptr;
   }
@@ -144,14 +141,12 @@ Pool& pool() {
   return *p;
 }
 
-}  // namespace
-
-void* allocate(size_t bytes) {
+void* allocate_for(size_t bytes, bool a_while) {
   check<OutOfMemory>(bytes < (size_t(1) << 48), "cannot allocate ", bytes, " bytes");
   size_t size = size_class(bytes, kAlign);
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
-  void* block = p.reuse(size);
+  void* block = p.reuse(size, a_while);
   if (!block) {
     block = p.extend(size);
     if (!block) block = p.take_new(size);
@@ -162,17 +157,22 @@ void* allocate(size_t bytes) {
   return block;
 }
 
+}  // namespace
+
+void* allocate(size_t bytes) { return allocate_for(bytes, false); }
+void* allocate_scratch(size_t bytes) { return allocate_for(bytes, true); }
+
 void release(void* block, size_t bytes) noexcept {
   size_t size = size_class(bytes, kAlign);
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
+  p.stats.current -= size;
   if (size >= kLarge) {
     if (auto it = p.lent.find(block); it != p.lent.end()) {
       size = it->second;
       p.lent.erase(it);
     }
   }
-  p.stats.current -= size;
   try {
     p.free[size].push_back(block);
   } catch (const std::bad_alloc&) {  // no room to remember it: hand it back

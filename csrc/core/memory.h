@@ -1,6 +1,6 @@
 // Caching allocator of the CPU backend: 64-byte aligned blocks in size classes, kept for reuse, counted, and held
-// below an optional limit. A large block that is kept also serves what needs half of it, and grows where only a larger one would do.
-// Thread-safe.
+// below an optional limit. A large block that is kept also serves what needs half of it, or any part of it for a while, and grows where
+// only a larger one would do. Thread-safe.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -9,9 +9,9 @@
 namespace deem {
 
 struct MemoryStats {
-  size_t current;      // bytes in live blocks (size classes, so over what was asked, large blocks up to twice)
+  size_t current;      // bytes in live blocks (size classes, so a little over what was asked)
   size_t peak;         // highest `current` since the last reset
-  size_t reserved;     // bytes taken from the system: live and cached
+  size_t reserved;     // bytes taken from the system: live blocks, lent ones whole, and cached ones
   size_t limit;        // 0: none
   size_t allocations;  // times that memory was taken from the system since the start
 };
@@ -29,7 +29,8 @@ inline size_t size_class(size_t bytes, size_t smallest) {
   return bytes < 2 ? 1 : size_t(1) << (64 - __builtin_clzl(bytes - 1));
 }
 
-void* allocate(size_t bytes);  // throws OutOfMemory; never returns null, also for 0 bytes
+void* allocate(size_t bytes);          // throws OutOfMemory; never returns null, also for 0 bytes
+void* allocate_scratch(size_t bytes);  // for memory that is released before the operation ends
 void release(void* block, size_t bytes) noexcept;
 
 MemoryStats memory_stats();

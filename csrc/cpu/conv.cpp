@@ -23,23 +23,23 @@ static int64_t patch(const ConvSizes& s) { return s.kh * s.kw * s.in; }
 // ---- 3 x 3 by tiles (cpu/winograd.h) ------------------------------------------------------------------------------
 
 // Side of the tiles of results, or 0 where there are too few channels or tiles of 2 x 2 pixels for their transformations to pay; `fewest_tiles`
-// is for weights that do not stay in cache. Measured by `npm run bench -- conv`.
-static int64_t tile_side(const ConvSizes& s, int64_t fewest_channels, int64_t fewest_tiles) {
+// is for weights that do not stay in cache. Products are of `numbers`. Measured by `npm run bench -- conv`.
+static int64_t tile_side(const ConvSizes& s, DType numbers, int64_t fewest_channels, int64_t fewest_tiles) {
   constexpr int64_t kFewestTiles = 64, kManyWeights = 1 << 18, kFewestLarge = 8;
   auto tiles = [&](int64_t side) { return s.n * ((s.oh + side - 1) / side) * ((s.ow + side - 1) / side); };
   const int64_t channels = s.in * s.out;
   const bool pays = s.groups == 1 && s.kh == 3 && s.kw == 3 && s.stride == 1 &&
-                    s.in % winograd_channels(s.dtype) == 0 && s.out >= 16 &&
+                    s.in % winograd_channels(numbers) == 0 && s.out >= 16 &&
                     channels >= fewest_channels * fewest_channels &&
                     tiles(2) >= (channels > kManyWeights ? fewest_tiles : kFewestTiles);
   if (!pays) return 0;
   // Products of all points, of which large tiles waste more where they hang over the edge; less by a fifth pays.
   const int64_t small = 16 * tiles(2), large = 36 * tiles(4);
-  return !multiplies_short(s.dtype) && tiles(4) >= kFewestLarge && 6 * large < 5 * small ? 4 : 2;
+  return !multiplies_short(numbers) && tiles(4) >= kFewestLarge && 6 * large < 5 * small ? 4 : 2;
 }
 
 static bool winograd_forward(const ConvForwardArgs& a) {
-  const int64_t side = tile_side(a.s, 32, 16);
+  const int64_t side = tile_side(a.s, a.s.dtype, 32, 16);
   if (side > 0) winograd_kernel(Device::cpu, {a.s, side, false, a.x, a.weight, a.bias, a.y});
   return side > 0;
 }
@@ -53,15 +53,22 @@ static ConvSizes reversed(const ConvSizes& s) {
 }
 
 static bool winograd_data(const ConvDataArgs& a) {
-  const int64_t side = a.s.stride == 1 ? tile_side(reversed(a.s), 32, 16) : 0;
+  const int64_t side = a.s.stride == 1 ? tile_side(reversed(a.s), a.s.dtype, 32, 16) : 0;
   if (side > 0) winograd_kernel(Device::cpu, {reversed(a.s), side, true, a.dy, a.weight, nullptr, a.dx});
+  return side > 0;
+}
+
+// In f32, whatever the numbers are.
+static bool winograd_weights(const ConvWeightsArgs& a) {
+  const int64_t side = tile_side(a.s, DType::f32, 48, 192);
+  if (side > 0) winograd_weights_kernel(Device::cpu, {a.s, side, a.x, a.dy, a.dweight});
   return side > 0;
 }
 
 // ---- products in f32 whose patches are packed from the picture (cpu/gemm.h) ---------------------------------------------
 
 // Most of a tile would be empty in the gradient of the picture.
-static bool few_channels(const ConvSizes& s) { return s.in < 8; }
+static bool few_channels(const ConvSizes& s) { return s.groups == 1 && s.in < 8; }
 static bool packs(const ConvSizes& s) { return s.groups == 1 && !multiplies_short(s.dtype); }
 
 static void packed(const ConvSizes& s, int64_t m, int64_t n, int64_t k, RowsOf rows, const PackSource& a,
@@ -104,14 +111,12 @@ static void packed_data(const ConvDataArgs& a) {
          {a.weight, 0, 0, &s}, nullptr, a.dx);
 }
 
-static void packed_weights(const ConvWeightsArgs& a) {
+static bool packed_weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  const int64_t side = tile_side(s, 48, 192);
-  if (side > 0) winograd_weights_kernel(Device::cpu, {s, side, a.x, a.dy, a.dweight});
-  else
-    packed(s, s.out, patch(s), pixels(s), RowsOf::across, {a.dy, s.out, 0, nullptr}, columns_of(s), picture(a.x, s),
-           nullptr, a.dweight);
-  if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
+  if (!packs(s)) return false;
+  packed(s, s.out, patch(s), pixels(s), RowsOf::across, {a.dy, s.out, 0, nullptr}, columns_of(s), picture(a.x, s),
+         nullptr, a.dweight);
+  return true;
 }
 
 // ---- products: of pixels that are their own patches, few pixels and large weights, a gradient to few channels (cpu/im2col.h) ----
@@ -163,12 +168,15 @@ static void product_data(const ConvDataArgs& a) {
   col2im_kernel(Device::cpu, {s, col.floats(), a.dx});
 }
 
-static void product_weights(const ConvWeightsArgs& a) {
+// Many weights: oneDNN takes over a millisecond to plan their gradient for each new size.
+static bool product_weights(const ConvWeightsArgs& a) {
+  constexpr int64_t kManyWeights = 1 << 17;
   const ConvSizes& s = a.s;
+  if (!is_product(s) && !(s.groups == 1 && patch(s) * s.out >= kManyWeights)) return false;
   const Patches col(s, a.x);
   product(transposed(a.dy, pixels(s), s.out), dense(col.data(), pixels(s), patch(s)), nullptr, a.dweight, s.dtype,
           s.dtype);
-  if (a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
+  return true;
 }
 
 // ---- each channel alone (cpu/depthwise.h) ------------------------------------------------------------------------------
@@ -245,7 +253,7 @@ static void data(const ConvDataArgs& a) {
     return depthwise_kernel(Device::cpu, {reversed(s), true, a.dy, a.weight, nullptr, a.dx});
   if (winograd_data(a)) return;
   if (packs(s) && s.stride == 1 && !few_channels(s)) return packed_data(a);
-  if (is_product(s) || (packs(s) && few_channels(s))) return product_data(a);
+  if (is_product(s) || (few_channels(s) && (packs(s) || s.stride == 1))) return product_data(a);
   Wide dy(a.dy, count_y(s), s.dtype), weight(a.weight, count_weight(s), s.dtype);
   WideResult dx(a.dx, count_x(s), s.dtype);
   onednn::conv_backward_data(shape_of(s), dy.data(), weight.data(), dx.data());
@@ -253,8 +261,9 @@ static void data(const ConvDataArgs& a) {
 
 static void weights(const ConvWeightsArgs& a) {
   const ConvSizes& s = a.s;
-  if (packs(s)) return packed_weights(a);
-  if (is_product(s)) return product_weights(a);
+  const bool ours = winograd_weights(a) || packed_weights(a) || product_weights(a);
+  if (ours && a.dbias) column_sum_kernel(Device::cpu, {a.dy, a.dbias, pixels(s), s.out, s.dtype});
+  if (ours) return;
   Wide x(a.x, count_x(s), s.dtype), dy(a.dy, count_y(s), s.dtype);
   WideResult dweight(a.dweight, count_weight(s), s.dtype), dbias(a.dbias, s.out, s.dtype);
   onednn::conv_backward_weights(shape_of(s), x.data(), dy.data(), dweight.data(), dbias.data());

@@ -7,10 +7,12 @@
 #include <list>
 #include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
+#include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "cpu/parallel.h"
+#include "cpu/wide.h"
 
 namespace deem::onednn {
 namespace {
@@ -35,41 +37,43 @@ memory::data_type type_of(DType t) {
   }
 }
 
-// One built primitive: its arguments are made once, their pointers set at every call. Reorders into the layout that the
-// primitive prefers run before it (weights) or after it (weight gradients).
+// One built primitive: its arguments are made once, their pointers set at every call. Weights go through a reorder into the layout that
+// the primitive prefers, their gradient through one out of it; what that takes is scratch memory, so that a problem keeps none.
 struct Built {
   dnnl::primitive primitive;
   std::unordered_map<int, memory> args;
-  struct Reorder {
-    dnnl::reorder primitive;
+  struct Moved {
+    int arg;
+    bool input;
+    dnnl::reorder reorder;
     memory plain, packed;
   };
-  std::unordered_map<int, Reorder> before, after;  // by argument
+  std::optional<Moved> moved;
 
   void set(int arg, const void* data) {
-    for (auto* moves : {&before, &after})
-      if (auto it = moves->find(arg); it != moves->end()) {
-        it->second.plain.set_data_handle(const_cast<void*>(data));
-        return;
-      }
-    args.at(arg).set_data_handle(const_cast<void*>(data));
+    memory& m = moved && moved->arg == arg ? moved->plain : args.at(arg);
+    m.set_data_handle(const_cast<void*>(data));
   }
   void run() {
     openmp_takes_over();
-    for (auto& [arg, r] : before) r.primitive.execute(stream(), r.plain, r.packed);
+    Scratch room;
+    if (moved) {
+      room.take(int64_t(moved->packed.get_desc().get_size()), DType::u8);
+      moved->packed.set_data_handle(room.data());
+    }
+    if (moved && moved->input) moved->reorder.execute(stream(), moved->plain, moved->packed);
     primitive.execute(stream(), args);
-    for (auto& [arg, r] : after) r.primitive.execute(stream(), r.packed, r.plain);
+    if (moved && !moved->input) moved->reorder.execute(stream(), moved->packed, moved->plain);
   }
 
   void plain(int arg, const memory::desc& md) { args.emplace(arg, memory(md, engine(), nullptr)); }
   // The argument in the caller's layout where the primitive wants the same, else through a reorder.
   void through(int arg, const memory::desc& caller, const memory::desc& wanted, bool input) {
     if (caller == wanted) return plain(arg, caller);
-    memory outside(caller, engine(), nullptr), inside(wanted, engine());
+    plain(arg, wanted);
     auto pd = input ? dnnl::reorder::primitive_desc(engine(), caller, engine(), wanted)
                     : dnnl::reorder::primitive_desc(engine(), wanted, engine(), caller);
-    (input ? before : after).emplace(arg, Reorder{dnnl::reorder(pd), outside, inside});
-    args.emplace(arg, inside);
+    moved = Moved{arg, input, dnnl::reorder(pd), memory(caller, engine(), nullptr), args.at(arg)};
   }
 };
 

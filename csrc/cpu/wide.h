@@ -20,7 +20,7 @@ class Scratch {
   Scratch(const Scratch&) = delete;
   void take(int64_t numbers, DType dtype) {  // once
     bytes_ = size_t(numbers) * size_of(dtype);
-    data_ = allocate(bytes_);
+    data_ = allocate_scratch(bytes_);
   }
   void* data() const { return data_; }  // null before take
   float* floats() const { return static_cast<float*>(data_); }

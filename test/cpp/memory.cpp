@@ -43,6 +43,53 @@ TEST("allocator: a freed block is used again for a size of its class") {
   release(c, 10000);
 }
 
+TEST("allocator: scratch memory is lent of any kept block, but below a limit, and counts as what was asked") {
+  empty_cache();
+  constexpr size_t kBlock = size_t(64) << 20, kScratch = size_t(2) << 20;
+  void* block = allocate(kBlock);
+  release(block, kBlock);
+  const MemoryStats kept = memory_stats();
+  void* scratch = allocate_scratch(kScratch);
+  EXPECT(scratch == block);
+  EXPECT_EQ(memory_stats().allocations, kept.allocations);
+  EXPECT_EQ(memory_stats().current, kept.current + kScratch);
+  void* other = allocate_scratch(kScratch);
+  EXPECT(other != block);
+  release(other, kScratch);
+  release(scratch, kScratch);
+  EXPECT_EQ(memory_stats().current, kept.current);
+  EXPECT(allocate(kBlock) == block);  // it went back as what it is
+  release(block, kBlock);
+  empty_cache();
+  block = allocate(kBlock);
+  release(block, kBlock);
+  set_memory_limit(memory_stats().reserved + kScratch);
+  scratch = allocate_scratch(kScratch);
+  EXPECT(scratch != block);
+  release(scratch, kScratch);
+  set_memory_limit(0);
+  empty_cache();
+  EXPECT_EQ(memory_stats().reserved, memory_stats().current);
+}
+
+TEST("allocator: the numbers of a block that grew can all be written") {
+  empty_cache();
+  size_t bytes = size_t(1) << 20;
+  release(allocate(bytes), bytes);
+  for (int i = 0; i < 12; i++) {
+    bytes += bytes / 2 + 1000;
+    void* block = allocate(bytes);
+    EXPECT(reinterpret_cast<uintptr_t>(block) % 64 == 0);
+    std::memset(block, i, bytes);
+    EXPECT(static_cast<char*>(block)[0] == i && static_cast<char*>(block)[bytes - 1] == i);
+    release(block, bytes);
+  }
+  // One block that grew, not one of each size.
+  EXPECT(memory_stats().reserved - memory_stats().current < 2 * bytes);
+  empty_cache();
+  EXPECT_EQ(memory_stats().reserved, memory_stats().current);
+}
+
 TEST("allocator: the peak is the highest since its reset") {
   reset_peak_memory();
   size_t base = memory_stats().current;

@@ -209,7 +209,7 @@ static void convolve(const DepthwiseArgs& a) {
   const Plan p = plan_of<T>(a, most);
   const int64_t threads = min(most, p.tasks), own = kGroup * p.taps * kLanes + p.slots * p.line;
   const size_t bytes = scratch_size(size_t(threads) * (size_t(own) * sizeof(float) + sizeof(int64_t)));
-  float* scratch = (float*)allocate(bytes);
+  float* scratch = (float*)allocate_scratch(bytes);
   int64_t* held = (int64_t*)(scratch + threads * own);
   for (int64_t t = 0; t < threads; t++) held[t] = -1;
   parallel_items(threads, p.tasks,

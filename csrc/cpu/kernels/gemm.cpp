@@ -253,7 +253,7 @@ static void packed_gemm(const PackedGemmArgs& g) {
   const int64_t bias = g.bias ? p.panels_b * kCols : 0, need = shared_numbers(p) + of_team * own_numbers(p);
   const int64_t sums = parts > 1 && g.c_dtype != DType::f32 ? g.m * g.n : 0;
   const size_t bytes = scratch_size(size_t(bias + teams * (sums + need)) * sizeof(float));
-  float* room = (float*)allocate(bytes);
+  float* room = (float*)allocate_scratch(bytes);
   if (g.bias) {
     dispatch_float(g.dtype, "matmul", [&]<class T>(T) { convert_row((const T*)g.bias, g.n, room); });
     for (int64_t i = g.n; i < bias; i++) room[i] = 0.0f;

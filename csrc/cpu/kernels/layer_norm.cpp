@@ -109,7 +109,7 @@ static void backward_as(const LayerNormBackwardArgs& a) {
   const T *dy = (const T*)a.dy, *x = (const T*)a.x;
   const int64_t cols = a.cols, chunks = a.dw ? max<int64_t>(1, min(kChunks, a.rows / kLeast)) : a.rows;
   const size_t bytes = a.dw ? scratch_size(size_t(2 * chunks * cols) * sizeof(float)) : 0;
-  float* parts = a.dw ? (float*)allocate(bytes) : nullptr;
+  float* parts = a.dw ? (float*)allocate_scratch(bytes) : nullptr;
   parallel_for(chunks, a.rows * cols * 12 / max<int64_t>(1, chunks) + 1, [&](int64_t begin, int64_t end) {
     for (int64_t k = begin; k < end; k++) {
       float *dw = parts ? parts + 2 * k * cols : nullptr, *db = parts ? dw + cols : nullptr;

@@ -311,7 +311,7 @@ static void pair_gemm(const PackedGemmArgs& g) {
   const int64_t bias = g.bias ? whole_lanes(g.n) + kPanelMost : 0;
   const int64_t need = row_numbers(p) + whole_lanes(panel_numbers(p)) + of_team * own_numbers(p);
   const size_t bytes = scratch_size(size_t(bias + teams * need) * sizeof(float));
-  float* room = (float*)allocate(bytes);
+  float* room = (float*)allocate_scratch(bytes);
   if (g.bias) {
     convert_row((const bf16*)g.bias, g.n, room);
     for (int64_t i = g.n; i < bias; i++) room[i] = 0.0f;

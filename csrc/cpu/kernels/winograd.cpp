@@ -273,7 +273,7 @@ static void convolve(const WinogradArgs& a) {
   const bool in_y = a.s.dtype == DType::f32 || p.few || slices == 1;
   const int64_t sums = in_y ? 0 : a.s.n * a.s.oh * a.s.ow * a.s.out;
   const size_t bytes = scratch_size(size_t(padded + shared + threads * own + sums) * sizeof(float));
-  p.bias = (float*)allocate(bytes);
+  p.bias = (float*)allocate_scratch(bytes);
   p.u = p.v = p.bias + padded;
   p.sums = in_y ? (float*)a.y : p.u + shared + threads * own;
   clear(p.bias, padded);

@@ -96,7 +96,7 @@ template <class W>
 static void weights_of(const WinogradWeightsArgs& a) {
   Plan<W> p = plan_of<W>(a);
   const size_t bytes = scratch_size(size_t(W::kPoints * (p.a_point + p.b_point + p.m_point)) * sizeof(float));
-  p.dy = (float*)allocate(bytes);
+  p.dy = (float*)allocate_scratch(bytes);
   p.x = p.dy + W::kPoints * p.a_point, p.m = p.x + W::kPoints * p.b_point;
   dispatch_float(a.s.dtype, "conv2d", [&]<class T>(T) {
     const int64_t threads = num_threads(), units = W::kPoints * p.panels_a;
