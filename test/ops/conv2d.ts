@@ -169,6 +169,10 @@ opTest('conv2d', [
       narrow: { ...narrow, bf16: 2 ** -7 },
     }),
   ),
+  // Pixels of 64 channels and more are read where they lie (csrc/cpu/kernels/gemm_pack.h), those outside as zeros; with 512 and a stride of 2, copied.
+  convCase('3x3 of 80 channels, strided', [2, 9, 7, 80], 40, [3, 3], { stride: 2, ...around(1) }, { probes: 5 }),
+  convCase('5x4 of 64 channels', [1, 5, 19, 64], 35, [5, 4], { ...around(3), padTop: 1 }, { probes: 5 }),
+  convCase('2x3 of 512 channels, strided', [1, 6, 5, 512], 20, [2, 3], { stride: 2, padLeft: 2 }, { probes: 3 }),
   convCase('3x3 of 63 channels', [1, 6, 6, 63], 65, [3, 3], around(1), { probes: 5 }),
   {
     name: 'a crop of a larger map',

@@ -59,6 +59,11 @@ struct Product {
   int64_t panels_a, panels_b, depth, block, blocks, chunk;  // depth: of a run; block and chunk in panels, at most
 };
 
+// On machines before Zen 5, of which AVX512_BF16 tells most, copies were 17 to 35 % faster.
+DEEM_INLINE bool reads_in_place(const PackedGemmArgs& g) {
+  return DEEM_ISA_INDEX >= 3 && g.dtype == DType::f32 && in_place(g.rows, g.a);
+}
+
 static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   Product p{};
   p.m = g.m, p.n = g.n, p.k = k;
@@ -69,6 +74,7 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   const bool by_line = g.rows != RowsOf::across;
   p.span_a = by_line ? kRows : kRowSpan;
   p.tile = by_line ? tile_of<Rows::by_line> : tile_of<Rows::by_number>;
+  if (reads_in_place(g)) p.tile = tile_of<Rows::in_place>;
   p.panels_a = ceil_div(g.m, kRows), p.panels_b = ceil_div(g.n, kCols);
   p.height = ceil_div(g.m, p.panels_a);
   p.panels_a = ceil_div(g.m, p.height);
@@ -249,6 +255,7 @@ static void packed_gemm(const PackedGemmArgs& g) {
     p.pack_a = pack_of<T>(g.rows);
     p.pack_b = pack_of<T>(g.columns);
   });
+  if (reads_in_place(g)) p.pack_a = g.rows == RowsOf::lines ? point_at_lines<float> : point_at_patches<float>;
   // Scratch memory: bias, sums of parts that c cannot hold, and of each team its panels.
   const int64_t bias = g.bias ? p.panels_b * kCols : 0, need = shared_numbers(p) + of_team * own_numbers(p);
   const int64_t sums = parts > 1 && g.c_dtype != DType::f32 ? g.m * g.n : 0;

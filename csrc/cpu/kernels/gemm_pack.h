@@ -189,6 +189,50 @@ static void pack_patches_by_line(const PackSource& s, int64_t height, int64_t fi
     }
 }
 
+// ---- rows of f32 where they lie -------------------------------------------------------------------------------------
+
+template <class T>
+static void point_at_lines(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
+                           int64_t length, float* to, int64_t stride) {
+  for (int64_t panel = 0; panel < lines; panel += height, to += stride) {
+    Stretch& stretch = *(Stretch*)to;
+    stretch.length = length;
+    for (int64_t i = 0; i < min(height, lines - panel); i++)
+      stretch.line[i] = (const T*)s.data + (first + panel + i) * s.stride + begin;
+  }
+}
+
+// Channels of a patch's pixel, at least and at most: a stretch of fewer would be short, and of pixels outside the picture it is kZeros.
+constexpr int64_t kFewestInPlace = 64, kMostInPlace = 2048;
+alignas(64) static const float kZeros[kMostInPlace] = {};
+
+template <class T>
+static void point_at_patches(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
+                             int64_t length, float* to, int64_t stride) {
+  const ConvSizes& c = *s.conv;
+  Windows window(c, first);
+  for (int64_t panel = 0; panel < lines; panel += height, to += stride)
+    for (int64_t i = 0; i < min(height, lines - panel); i++, window.step()) {
+      auto stretch = (Stretch*)to;
+      for (int64_t p = begin, count; p < begin + length; p += count, stretch++) {
+        const int64_t tap = p / c.in, channel = p % c.in;
+        count = min(c.in - channel, begin + length - p);
+        const int64_t row = window.picture_row(tap / c.kw), x = window.begin() + tap % c.kw * c.in;
+        const bool inside = row >= 0 && x >= 0 && x < c.w * c.in;
+        stretch->length = count;
+        stretch->line[i] = inside ? (const T*)s.data + row * c.w * c.in + x + channel : kZeros;
+      }
+    }
+}
+
+// Whether lines can be read where they lie. Not where they are a multiple of 4 KB apart: they would share few sets of a cache.
+DEEM_INLINE bool in_place(RowsOf rows, const PackSource& a) {
+  constexpr int64_t kApart = 4096 / int64_t(sizeof(float));
+  if (rows == RowsOf::lines) return a.stride % kApart != 0;
+  if (rows == RowsOf::across) return false;
+  return a.conv->in >= kFewestInPlace && a.conv->in <= kMostInPlace && a.conv->in * a.conv->stride % kApart != 0;
+}
+
 // ---- panels by number -----------------------------------------------------------------------------------------------
 
 template <class T, int W>

@@ -12,8 +12,14 @@ constexpr int kTile = kRows * kCols;
 constexpr int kRowSpan = (kRows + kLanes - 1) / kLanes * kLanes;
 
 // Panels of b are [number, kCols]. Those of a are [number, kRowSpan], or, where lines are copied as they lie, [block, kRows, kLanes]
-// of blocks of kLanes numbers; the last block is whole too.
-enum class Rows { by_number, by_line };
+// of blocks of kLanes numbers; the last block is whole too; or they are Stretches.
+enum class Rows { by_number, by_line, in_place };
+
+// A panel of a whose lines are read where they lie: `length` numbers from each of its addresses on, then those of the next Stretch.
+struct Stretch {
+  int64_t length;
+  const float* line[kRows];
+};
 
 // What lies in the place of a float of both panels: a float, or two bf16, of which the second has the high half; products of pairs are
 // summed in f32.
@@ -65,6 +71,27 @@ DEEM_INLINE void add_numbers(Vec (&sum)[M][V], const float* a, int64_t step, int
   }
 }
 
+// The same of a stretch of lines where they lie; returns the row of b that follows.
+template <Slot S, int M, int V>
+DEEM_INLINE const float* add_stretch(Vec (&sum)[M][V], const Stretch& s, const float* b) {
+  const float* line[M];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) line[m] = s.line[m];
+  for (int64_t i = 0; i < s.length; i++, b += kCols) {
+    Vec x[V];
+    for (int v = 0; v < V; v++) {
+      x[v] = load_vec(b + v * kLanes);
+      if (v * kLanes % 16 == 0) __builtin_prefetch(b + kAhead * kCols + v * kLanes);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < M; m++) {
+      const Vec w = broadcast(line[m] + i);
+      for (int v = 0; v < V; v++) sum[m][v] = add_product<S>(sum[m][v], w, x[v]);
+    }
+  }
+  return b;
+}
+
 // to[M, V * kLanes] = start + a b over `depth`; start is null for zeros. V is kVecs, or less where a panel of b is not full. Sums begin at zero
 // and are added to `start` at the end: long sums round less in runs.
 template <int M, Rows R, int V, Slot S>
@@ -81,6 +108,9 @@ static void tile(int64_t depth, const float* a, const float* b, const float* sta
       if (start) __builtin_prefetch(start + m * start_stride + i);
       __builtin_prefetch(to + m * stride + i, 1);
     }
+  if constexpr (R == Rows::in_place) {
+    for (auto s = (const Stretch*)a; depth > 0; depth -= s->length, s++) b = add_stretch<S>(sum, *s, b);
+  }
   // Blocks of kLanes numbers, whose last one may be cut short.
   for (; depth >= kLanes; depth -= kLanes, a += R == Rows::by_line ? (kRows - 1) * kLanes : 0) {
     const float *end = a + kLanes * step, *ahead = a + kAhead * span;
