@@ -133,7 +133,7 @@ export interface NativeAdamW {
 }
 
 export interface MemoryReport {
-  /** Bytes in live tensors. */
+  /** Bytes in live tensors, and in what an operation needs meanwhile. */
   current: number
   /** Highest `current` since the start or the last {@link resetPeakMemory}. */
   peak: number
@@ -141,7 +141,7 @@ export interface MemoryReport {
   reserved: number
   /** 0: none. */
   limit: number
-  /** Blocks taken from the system since the start. */
+  /** How often memory was taken from the system since the start: a new block, or more for one that is kept. */
   allocations: number
 }
 

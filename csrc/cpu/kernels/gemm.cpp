@@ -73,8 +73,7 @@ static Product plan(const PackedGemmArgs& g, int64_t k, int64_t threads) {
   p.layout_a = layout_of(g.rows, g), p.layout_b = layout_of(g.columns, g);
   const bool by_line = g.rows != RowsOf::across;
   p.span_a = by_line ? kRows : kRowSpan;
-  p.tile = by_line ? tile_of<Rows::by_line> : tile_of<Rows::by_number>;
-  if (reads_in_place(g)) p.tile = tile_of<Rows::in_place>;
+  p.tile = reads_in_place(g) ? tile_of<Rows::in_place> : by_line ? tile_of<Rows::by_line> : tile_of<Rows::by_number>;
   p.panels_a = ceil_div(g.m, kRows), p.panels_b = ceil_div(g.n, kCols);
   p.height = ceil_div(g.m, p.panels_a);
   p.panels_a = ceil_div(g.m, p.height);
@@ -258,7 +257,7 @@ static void packed_gemm(const PackedGemmArgs& g) {
   if (reads_in_place(g)) p.pack_a = g.rows == RowsOf::lines ? point_at_lines<float> : point_at_patches<float>;
   // Scratch memory: bias, sums of parts that c cannot hold, and of each team its panels.
   const int64_t bias = g.bias ? p.panels_b * kCols : 0, need = shared_numbers(p) + of_team * own_numbers(p);
-  const int64_t sums = parts > 1 && g.c_dtype != DType::f32 ? g.m * g.n : 0;
+  const int64_t sums = parts > 1 && g.c_dtype != DType::f32 ? whole_lanes(g.m * g.n) : 0;
   const size_t bytes = scratch_size(size_t(bias + teams * (sums + need)) * sizeof(float));
   float* room = (float*)allocate_scratch(bytes);
   if (g.bias) {

@@ -191,6 +191,7 @@ static void pack_patches_by_line(const PackSource& s, int64_t height, int64_t fi
 
 // ---- rows of f32 where they lie -------------------------------------------------------------------------------------
 
+// A panel's Stretches take the place of its numbers, of which it has room for more: 120 bytes for 64 numbers of 14 lines.
 template <class T>
 static void point_at_lines(const PackSource& s, int64_t height, int64_t first, int64_t lines, int64_t begin,
                            int64_t length, float* to, int64_t stride) {
