@@ -3,7 +3,7 @@
 // Each kind of work first runs at lengths 20 to 24, then at 63 others, each four times: what the first takes more than the fastest of the
 // others is the set-up of that length (plans, memory from the system, cold caches). Lengths come growing, falling and shuffled, each order
 // in processes of its own, N of them (default 5), and a length's figure is the median of its N. Of the 63 the median, 90 % and the worst are
-// printed; one call that waits for a core is not a set-up, the same length in most processes is. Exits 1 where a figure is over 1 ms.
+// printed; one call that waits for a core is not a set-up, the same length in most processes is. Exits 1 where a figure is over 1 ms, 2 for a number of rounds that is none.
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -122,8 +122,10 @@ async function child(
 
 function whole(text: string): number {
   const n = Number(text)
-  if (!Number.isSafeInteger(n) || n < 1 || n > 100)
-    throw new Error(`--rounds must be a whole number from 1 to 100 but is '${text}'`)
+  if (!Number.isSafeInteger(n) || n < 1 || n > 100) {
+    console.error(`--rounds must be a whole number from 1 to 100 but is '${text}'`)
+    process.exit(2)
+  }
   return n
 }
 

@@ -22,7 +22,8 @@ constexpr size_t kAlign = 64;
 constexpr size_t kLarge = size_t(1) << 20;
 constexpr size_t kLargePage = size_t(2) << 20;
 
-// An address with so many bytes of its own, on a boundary of large pages, or null.
+// An address with so many bytes of its own, on a boundary of large pages, or null. Where the mapping that is to replace it fails, it may be
+// gone, with another thread's in its place, so it is left: it holds no memory.
 char* reserve(size_t size) {
   void* wide = mmap(nullptr, size + kLargePage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (wide == MAP_FAILED) return nullptr;
@@ -42,10 +43,8 @@ void* take(size_t size) {
   if (size < kLarge) return std::aligned_alloc(kAlign, size);
   char* block = reserve(size);
   if (!block) return nullptr;
-  if (mmap(block, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED) {
-    munmap(block, size);
+  if (mmap(block, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
     return nullptr;
-  }
   advise(block, size);
   return block;
 }
@@ -60,10 +59,7 @@ void give_back(void* block, size_t size) {
 void* grow(void* block, size_t size, size_t larger) {
   char* place = reserve(larger);
   if (!place) return nullptr;
-  if (mremap(block, size, larger, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) {
-    munmap(place, larger);
-    return nullptr;
-  }
+  if (mremap(block, size, larger, MREMAP_MAYMOVE | MREMAP_FIXED, place) == MAP_FAILED) return nullptr;
   advise(place, larger);
   return place;
 }
@@ -90,10 +86,11 @@ struct Pool {
     free.clear();
   }
 
-  // A kept block of this class, or a large one: of any size for a while where nothing limits them, else of up to twice as much.
+  // A kept block of this class, or a large one: of any size for a while, else of up to twice as much. Below a limit the rest of a lent
+  // block could be what others then lack.
   void* reuse(size_t size, bool a_while) {
     if (stats.limit && stats.reserved > stats.limit) return nullptr;  // it was lowered: kept blocks have to go
-    const size_t most = size < kLarge ? size : a_while && !stats.limit ? SIZE_MAX : 2 * size;
+    const size_t most = size < kLarge || stats.limit ? size : a_while ? SIZE_MAX : 2 * size;
     for (auto kept = free.lower_bound(size); kept != free.end() && kept->first <= most; ++kept) {
       auto& [whole, blocks] = *kept;
       if (blocks.empty()) continue;

@@ -1,6 +1,6 @@
 // Caching allocator of the CPU backend: 64-byte aligned blocks in size classes, kept for reuse, counted, and held
-// below an optional limit. A large block that is kept also serves what needs half of it, or any part of it for a while, and grows where
-// only a larger one would do. Thread-safe.
+// below an optional limit. A large block that is kept also serves what needs half of it, or any part of it for a while (not below a limit), and
+// grows where only a larger one would do. Thread-safe.
 #pragma once
 #include <algorithm>
 #include <bit>

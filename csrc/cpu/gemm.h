@@ -1,5 +1,6 @@
 // Matrix products. Operands are copied into panels first, so that the inner loop reads memory in its own order however they lie, 16-bit numbers are
-// widened on the way, and the patches of a convolution are never written out. Of bf16 in pairs only one operand is copied.
+// widened on the way, and the patches of a convolution are never written out. Of bf16 in pairs only one operand is copied,
+// and of f32 where rows can be read in place.
 #pragma once
 #include "ops/conv.h"
 #include "ops/matmul.h"

@@ -211,7 +211,7 @@ test.serial('a kept block grows where only a larger one would do', (t) => {
   t.is(memory().current, before.current)
 })
 
-test.serial('a block is neither lent nor grown beyond the limit', (t) => {
+test.serial('a block is not lent below a limit, nor grown beyond it', (t) => {
   emptyCache()
   const before = memory().current
   const live = full(8 * MiB)
@@ -226,6 +226,9 @@ test.serial('a block is neither lent nor grown beyond the limit', (t) => {
     full(6 * MiB).dispose()
     t.is(memory().current, before)
     t.true(memory().reserved <= before + 6 * MiB)
+    setMemoryLimit(before + 10 * MiB)
+    full(8 * MiB).dispose()
+    for (const y of [full(5 * MiB), full(5 * MiB)]) y.dispose()
   } finally {
     setMemoryLimit(0)
   }

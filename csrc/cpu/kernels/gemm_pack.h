@@ -1,6 +1,6 @@
 // How operands of a product become panels of f32 (cpu/kernels/gemm_tile.h). Columns are [number, line]: lines of the source are transposed in
 // registers, rows that hold a number of each line are copied; lines that a panel has no use for are zeros. Of rows, lines are copied
-// as they lie.
+// as they lie, or only pointed at.
 #pragma once
 #include "cpu/gemm.h"
 #include "cpu/kernels/gemm_tile.h"
